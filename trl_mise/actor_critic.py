@@ -1,0 +1,126 @@
+"""Policy and value in one module, evaluated only where it matters: at the states of action tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .heads import backbone_hidden, lm_logits
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Right-padded token rows; the mask comes from the rows' lengths, never from their ids.
+
+    Args:
+        input_ids (`Tensor`): `(B, L)`.
+        attention_mask (`Tensor`): `(B, L)` 1 = a token of the row.
+        position_ids (`Tensor`): `(B, L)`.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], device: torch.device | str = "cpu", *, left: bool = False, pad_id: int = 0
+) -> TokenBatch:
+    """Pads token rows into a [`TokenBatch`]; positions count real tokens only."""
+    length = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for b, row in enumerate(rows):
+        columns = slice(length - len(row), length) if left else slice(0, len(row))
+        input_ids[b, columns] = torch.tensor(list(row), dtype=torch.long)
+        attention_mask[b, columns] = 1
+    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return TokenBatch(input_ids.to(device), attention_mask.to(device), position_ids.to(device))
+
+
+class ValueHead(nn.Module):
+    """Two-layer value head on the policy's hidden states; starts at V = 0.
+
+    Args:
+        hidden_size (`int`): width of the backbone.
+        seed (`int`): of the first layer's weights, so that the global random state is left alone.
+    """
+
+    base_model_prefix = "score"  # TRL's own wrapper looks up a backbone by this name before we replace it
+
+    def __init__(self, hidden_size: int, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.score = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
+        nn.init.zeros_(self.score[2].weight)
+        nn.init.zeros_(self.score[2].bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(N, H)` -> `(N,)`, in the head's own precision."""
+        return self.score(hidden.to(self.score[0].weight.dtype)).squeeze(-1)
+
+
+class ActorCritic(nn.Module):
+    """The trained module: a causal LM as policy, and a value model of its own or a head on the policy's backbone.
+
+    Args:
+        policy (`PreTrainedModel` or `PeftModel`): causal LM.
+        value_model (`nn.Module`): a [`ValueHead`], or a sequence classification model with one label.
+        value_backbone_grad (`bool`): let the head's loss reach the policy's backbone.
+    """
+
+    def __init__(self, policy: nn.Module, value_model: nn.Module, *, value_backbone_grad: bool = False) -> None:
+        super().__init__()
+        self.policy = policy
+        self.value_model = value_model
+        self.value_backbone_grad = value_backbone_grad
+        self.config: Any = policy.config
+        self.is_gradient_checkpointing = bool(getattr(policy, "is_gradient_checkpointing", False))
+
+    @property
+    def has_value_head(self) -> bool:
+        return isinstance(self.value_model, ValueHead)
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Enables gradient checkpointing in the policy, and in a value model of its own."""
+        for module in (self.policy, *(() if self.has_value_head else (self.value_model,))):
+            module.gradient_checkpointing_enable(**kwargs)
+            # Frozen embeddings (LoRA) give the first checkpointed layer no input that requires a gradient.
+            if hasattr(module, "enable_input_require_grads"):
+                module.enable_input_require_grads()
+        self.is_gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        for module in (self.policy, *(() if self.has_value_head else (self.value_model,))):
+            module.gradient_checkpointing_disable()
+        self.is_gradient_checkpointing = False
+
+    def forward(
+        self, batch: TokenBatch, logit_index: tuple[Tensor, Tensor], value_index: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and values at chosen positions.
+
+        Args:
+            batch ([`TokenBatch`]): `(B, L)` rows.
+            logit_index (`tuple[Tensor, Tensor]`): rows and columns, `(N,)` each, whose next-token logits are wanted.
+            value_index (`tuple[Tensor, Tensor]`): rows and columns, `(M,)` each, whose values are wanted.
+
+        Returns:
+            `tuple[Tensor, Tensor]`: logits `(N, V)` and values `(M,)`.
+        """
+        hidden = backbone_hidden(self.policy, batch.input_ids, batch.attention_mask, batch.position_ids)  # (B, L, H)
+        logits = lm_logits(self.policy, hidden[logit_index])
+        if isinstance(self.value_model, ValueHead):
+            features = hidden[value_index]
+            return logits, self.value_model(features if self.value_backbone_grad else features.detach())
+        critic = getattr(self.value_model, self.value_model.base_model_prefix)
+        value_hidden = critic(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        )[0]
+        return logits, self.value_model.score(value_hidden[value_index]).squeeze(-1)

@@ -1,0 +1,292 @@
+"""Calibration and progress, as Trainer callbacks."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .calibration import CalibrationExample, ReplayBuffer, make_calibrator
+from .calibration_losses import anchor_loss, step_target_loss, sum_target_loss, verdict_log_odds
+from .hindsight import HindsightReward
+from .metrics import hindsight_metrics
+from .types import HindsightScores, Trajectory
+
+
+@dataclass
+class UpdateRecord:
+    """What one update leaves behind; passed to every callback's `on_step_end` as `update=`.
+
+    Args:
+        trajectories (`list[Trajectory]`): episodes of this update.
+        scores ([`HindsightScores`], *optional*): verdicts on their steps; `None` with `hindsight_coef=0`.
+        hindsight ([`HindsightReward`], *optional*): the reward wrapper.
+        policy (`nn.Module`): the unwrapped policy.
+        reference: context manager that gives the reference policy.
+        accelerator (`Accelerator`): the trainer's.
+        metrics (`dict[str, float]`): logged after the callbacks ran; they may add to it.
+    """
+
+    trajectories: list[Trajectory]
+    scores: HindsightScores | None
+    hindsight: HindsightReward | None
+    policy: nn.Module
+    reference: Callable[[], AbstractContextManager[nn.Module]]
+    accelerator: Any
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class CalibrationCallback(TrainerCallback):
+    """Regresses the verdicts toward the sparse returns after every update; it affects only the next update.
+
+    Episodes come from a replay buffer, balanced between successes and failures: at 2% success an unbalanced regression
+    only learns "bad". Before the first success (or the first failure) it does nothing.
+
+    Args:
+        target (`"sum"`, `"step"` or `"none"`): `"sum"`: BCE(sigmoid(c + sum_t z_t), R) with a learned c, which leaves
+            credit between the steps free; `"step"`: every step's score toward R; `"none"`: only the post-hoc map.
+        learning_rate (`float`, *optional*): defaults to a third of the trainer's.
+        batch_size (`int`): episodes per step.
+        every (`int`): calibrate after every n-th update.
+        buffer_size (`int`): episodes kept.
+        anchor_coef (`float`): weight of BCE(h_t, h_t^ref), the reference model's own verdicts.
+        posthoc (`str`): `"identity"`, `"affine"`, `"platt"` or `"isotonic"`; see [`make_calibrator`].
+        max_tokens (`int`, *optional*): most padded tokens of one forward pass with gradient.
+        seed (`int`): of the sampling from the buffer.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: Literal["sum", "step", "none"] = "sum",
+        learning_rate: float | None = None,
+        batch_size: int = 32,
+        every: int = 1,
+        buffer_size: int = 512,
+        anchor_coef: float = 1.0,
+        posthoc: str = "identity",
+        max_tokens: int | None = 16384,
+        seed: int = 0,
+    ) -> None:
+        if target not in ("sum", "step", "none"):
+            raise ValueError(f"calibration target={target!r} is unknown; choose 'sum', 'step' or 'none'")
+        if every < 1:
+            raise ValueError(f"calibration every={every} must be at least 1")
+        self.target = target
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.every = every
+        self.anchor_coef = anchor_coef
+        self.max_tokens = max_tokens
+        self.buffer = ReplayBuffer(buffer_size)
+        self.posthoc = posthoc
+        self.calibrator = make_calibrator(posthoc)
+        self.rng = np.random.default_rng(seed)
+        self.bias: Tensor | None = None  # c of the sum target
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._optimizer_state: dict[str, Any] | None = None
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, update: UpdateRecord | None = None, **kwargs: Any
+    ) -> None:
+        """Adds the update's episodes to the buffer, calibrates, and adds `calibration/*` and verdict metrics."""
+        if update is None or update.scores is None or update.hindsight is None:
+            return
+        hindsight = update.hindsight
+        update.metrics.update(hindsight_metrics(update.scores, update.trajectories, hindsight.utilities))
+        episodes = zip(update.trajectories, update.scores.split(), strict=True)
+        self.buffer.add(CalibrationExample(trajectory, scores) for trajectory, scores in episodes)
+        if state.global_step % self.every == 0:
+            # A frozen judge, or one that is no language model, is only corrected by the post-hoc map.
+            if self.target != "none" and hindsight.evaluator == "policy" and hindsight.asks_a_model:
+                update.metrics.update(self._regress(args, update))
+            self._refit(hindsight)
+
+    def _regress(self, args: Any, update: UpdateRecord) -> dict[str, float]:
+        batch = self.buffer.sample_balanced(self.batch_size, self.rng)
+        update.metrics["calibration/buffer_size"] = float(len(self.buffer))
+        if not batch:
+            return {"calibration/skipped": 1.0}
+        optimizer, bias = self._optimizer(args, update.policy)
+        with_anchor = self.anchor_coef > 0
+        if with_anchor:
+            batch = self._with_reference_scores(batch, update)
+        optimizer.zero_grad()
+        metrics: dict[str, float] = {}
+        for part in _split_by_tokens(batch, self.max_tokens):
+            share = len(part) / len(batch)
+            with update.accelerator.autocast():
+                losses = self._losses(part, update, bias)
+            sum(losses.values(), torch.zeros((), device=bias.device)).mul(share).backward()
+            for name, loss in losses.items():
+                metrics[f"calibration/{name}"] = metrics.get(f"calibration/{name}", 0.0) + share * float(loss.detach())
+        self._step(optimizer, args, update.accelerator)
+        return {**metrics, "calibration/bias": float(bias.detach())}
+
+    def _losses(self, batch: list[CalibrationExample], update: UpdateRecord, bias: Tensor) -> dict[str, Tensor]:
+        hindsight = update.hindsight
+        assert hindsight is not None
+        trajectories = [example.trajectory for example in batch]
+        logits = hindsight.verdict_logits(update.policy, trajectories, requires_grad=True).logits.float()
+        z = verdict_log_odds(logits, torch.as_tensor(hindsight.utilities, dtype=logits.dtype, device=logits.device))
+        counts = torch.tensor([example.trajectory.num_steps for example in batch], device=z.device)
+        episode = torch.arange(len(batch), device=z.device).repeat_interleave(counts)
+        returns = torch.tensor(self._unit_returns(batch), dtype=z.dtype, device=z.device)
+        if self.target == "sum":
+            losses = {"loss": sum_target_loss(z, episode, returns, bias.to(z.dtype))}
+        else:
+            losses = {"loss": step_target_loss(z, episode, returns)}
+        if self.anchor_coef > 0:
+            known = [e.reference_scores for e in batch if e.reference_scores is not None]
+            reference = torch.as_tensor(np.concatenate(known), dtype=z.dtype, device=z.device)
+            losses["anchor"] = self.anchor_coef * anchor_loss(z, reference)
+        return losses
+
+    def _with_reference_scores(
+        self, batch: list[CalibrationExample], update: UpdateRecord
+    ) -> list[CalibrationExample]:
+        """Asks the reference model about the episodes that it has not judged yet; the buffer remembers its verdicts."""
+        hindsight = update.hindsight
+        assert hindsight is not None
+        fresh = list({id(e): e for e in batch if e.reference_scores is None}.values())
+        if fresh:
+            with update.reference() as reference, update.accelerator.autocast():
+                probs = hindsight.verdict_probs(reference, [example.trajectory for example in fresh])
+            ends = np.cumsum([example.trajectory.num_steps for example in fresh])[:-1]
+            replaced = self.buffer.set_reference_scores(fresh, np.split(probs @ hindsight.utilities, ends))
+            return [replaced.get(id(example), example) for example in batch]
+        return batch
+
+    def _unit_returns(self, batch: list[CalibrationExample]) -> list[float]:
+        """Returns in [0, 1], as the cross entropy needs them; other ranges are mapped by the buffer's extremes."""
+        known = [example.episode_return for example in self.buffer.examples]
+        low, high = min(0.0, *known), max(1.0, *known)
+        return [(example.episode_return - low) / (high - low) for example in batch]
+
+    def _optimizer(self, args: Any, policy: nn.Module) -> tuple[torch.optim.Optimizer, Tensor]:
+        if self.optimizer is None or self.bias is None:
+            parameters = [p for p in policy.parameters() if p.requires_grad]
+            start = torch.zeros((), device=parameters[0].device) if self.bias is None else self.bias
+            self.bias = nn.Parameter(start.detach().to(parameters[0].device))
+            learning_rate = args.learning_rate / 3 if self.learning_rate is None else self.learning_rate
+            self.optimizer = torch.optim.Adam([*parameters, self.bias], lr=learning_rate)
+            if self._optimizer_state is not None:
+                self.optimizer.load_state_dict(self._optimizer_state)
+                self._optimizer_state = None
+        return self.optimizer, self.bias
+
+    @staticmethod
+    def _step(optimizer: torch.optim.Optimizer, args: Any, accelerator: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if accelerator.num_processes > 1:
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+        if args.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+        optimizer.step()
+        # The PPO update accumulates into the same gradients.
+        optimizer.zero_grad()
+
+    def _refit(self, hindsight: HindsightReward) -> None:
+        """Refits the post-hoc map g on (h_t, R) of the buffer's episodes, balanced by outcome."""
+        if self.posthoc == "identity":
+            return
+        batch = self.buffer.sample_balanced(len(self.buffer), self.rng)
+        if batch:
+            returns = self._unit_returns(batch)
+            per_step = np.concatenate([np.full(len(e.scores), r) for e, r in zip(batch, returns, strict=True)])
+            self.calibrator.fit(np.concatenate([e.scores for e in batch]), per_step)
+            hindsight.calibrator = self.calibrator
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.save_state(os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
+
+    def save_state(self, directory: str) -> None:
+        """Writes the buffer, the post-hoc map, c, the generator and the optimizer into a checkpoint folder."""
+        os.makedirs(directory, exist_ok=True)
+        payload = {
+            "buffer": self.buffer.state_dict(),
+            "posthoc": self.posthoc,
+            "calibrator": self.calibrator.state_dict(),
+            "bias": None if self.bias is None else float(self.bias.detach()),
+            "rng": self.rng.bit_generator.state,
+        }
+        with open(os.path.join(directory, "calibration.json"), "w", encoding="utf-8") as file:
+            json.dump(payload, file)
+        if self.optimizer is not None:
+            torch.save(self.optimizer.state_dict(), os.path.join(directory, "calibration_optimizer.pt"))
+
+    def load_state(self, directory: str) -> None:
+        """Restores what [`save_state`] wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no calibration state.
+            ValueError: it was written with another post-hoc map.
+        """
+        with open(os.path.join(directory, "calibration.json"), encoding="utf-8") as file:
+            payload = json.load(file)
+        if payload["posthoc"] != self.posthoc:
+            raise ValueError(
+                f"{directory} was written with posthoc_calibrator={payload['posthoc']!r}, this callback has "
+                f"{self.posthoc!r}; construct it with the same map"
+            )
+        self.buffer.load_state_dict(payload["buffer"])
+        self.calibrator.load_state_dict(payload["calibrator"])
+        self.bias = None if payload["bias"] is None else torch.tensor(payload["bias"])
+        self.rng.bit_generator.state = payload["rng"]
+        self.optimizer = None
+        path = os.path.join(directory, "calibration_optimizer.pt")
+        self._optimizer_state = torch.load(path, weights_only=True) if os.path.exists(path) else None
+
+
+def _split_by_tokens(batch: list[CalibrationExample], max_tokens: int | None) -> list[list[CalibrationExample]]:
+    """Parts whose trajectories, padded to the longest of the part, stay within `max_tokens` (at least one each)."""
+    if max_tokens is None:
+        return [batch]
+    parts: list[list[CalibrationExample]] = []
+    longest = 0
+    for example in sorted(batch, key=lambda e: len(e.trajectory.token_ids)):
+        longest = len(example.trajectory.token_ids)
+        if parts and longest * (len(parts[-1]) + 1) <= max_tokens:
+            parts[-1].append(example)
+        else:
+            parts.append([example])
+    return parts
+
+
+class PhaseProgressCallback(ProgressCallback):
+    """The Trainer's progress bar, which also says what is being done: rollout, scoring, update, calibration, ETA."""
+
+    def __init__(self, max_str_len: int = 100) -> None:
+        super().__init__(max_str_len)
+        self.summary: dict[str, str] = {}
+
+    def on_phase(self, phase: str, detail: str = "") -> None:
+        """Called by the trainer when a phase begins."""
+        if self.training_bar is not None:
+            # Into a file or a pipe, a line for every change would drown the rest.
+            self.training_bar.set_description(f"{phase:<10s}{detail}", refresh=sys.stderr.isatty())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        shown = {
+            "success": "env/success",
+            "return": "env/return",
+            "auroc": "hindsight/auroc",
+            "eval success": "eval_success",
+        }
+        self.summary.update({label: f"{logs[key]:.2f}" for label, key in shown.items() if key in logs})
+        self.training_bar.set_postfix(self.summary, refresh=sys.stderr.isatty())

@@ -1,0 +1,180 @@
+"""`MISEConfig`: TRL's `PPOConfig` plus environment, hindsight and calibration."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+
+from ._trl import PPOConfig
+
+DEFAULT_COEF = {"advantage": 0.1, "return": 0.03}
+
+
+def _option(default: Any, help_text: str, **kwargs: Any) -> Any:
+    return field(default=default, metadata={"help": help_text, **kwargs})
+
+
+@dataclass
+class MISEConfig(PPOConfig):
+    r"""
+    Configuration of [`MISETrainer`]: everything in TRL's `PPOConfig`, with the same defaults, plus the options below.
+
+    Parameters:
+        max_turns (`int`, *optional*, defaults to `16`):
+            Most actions of an episode.
+        max_new_tokens (`int`, *optional*):
+            Most sampled tokens of one action. Defaults to `response_length`.
+        max_episode_tokens (`int`, *optional*, defaults to `2048`):
+            Most tokens of an episode; it is truncated before a turn that might not fit.
+        num_envs (`int`, *optional*):
+            Environments played side by side on each process. Defaults to `local_rollout_forward_batch_size`.
+        system_prompt (`str`, *optional*):
+            System message of every episode.
+        check_environment (`bool`, *optional*, defaults to `True`):
+            Run [`check_env`] on the environment before training.
+        step_delimiter (`str`, *optional*):
+            Without an environment: where a response is cut into steps. Defaults to one or more newlines.
+        gae_level (`"turn"` or `"token"`, *optional*):
+            One value and advantage per turn, or per action token. Defaults to `"turn"` with an environment, `"token"`
+            (as in TRL) without one.
+        kl_placement (`"loss"` or `"reward"`, *optional*):
+            KL to the reference as a k3 loss term, or in the reward. Defaults to `"loss"` with an environment,
+            `"reward"` (as in TRL) without one.
+        value_backbone_grad (`bool`, *optional*, defaults to `False`):
+            Without a `value_model`: let the value head's loss reach the policy's backbone.
+        hindsight_coef (`float`, *optional*):
+            Weight alpha of the hindsight scores. Defaults to 0.1 for placement `"advantage"`, 0.03 for `"return"`;
+            0 switches hindsight off.
+        hindsight_placement (`"advantage"` or `"return"`, *optional*, defaults to `"advantage"`):
+            Add the normalised score to the step's advantage, or to its reward.
+        hindsight_prompt (`str`, *optional*):
+            Jinja template of the evaluator's question; see [`HindsightReward`].
+        hindsight_verdicts (`list[str]`, *optional*, defaults to `["good", "bad"]`):
+            Verdict words; each must start with a different token.
+        hindsight_utilities (`list[float]`, *optional*, defaults to `[1.0, 0.0]`):
+            Utility in [0, 1] of each verdict.
+        verdict_mode (`"expected"` or `"sampled"`, *optional*, defaults to `"expected"`):
+            Score = expected utility, or utility of one sampled verdict.
+        evaluator_view (`"full"`, `"masked"` or `"prefix"`, *optional*, defaults to `"prefix"`):
+            What the evaluator sees: the whole trajectory, all but the final outcome, or nothing after the step's result.
+        evaluator_model (`"policy"` or `"reference"`, *optional*, defaults to `"policy"`):
+            Who judges.
+        hindsight_ema (`float`, *optional*, defaults to `0.9`):
+            Momentum of the score's running mean and standard deviation.
+        scoring_method (`"packed"` or `"naive"`, *optional*, defaults to `"packed"`):
+            One forward pass per trajectory, or one per step (the reference).
+        scoring_max_tokens (`int`, *optional*, defaults to `16384`):
+            Most padded tokens of one scoring pass.
+        calibration_target (`"sum"`, `"step"` or `"none"`, *optional*, defaults to `"sum"`):
+            Regress the sum of the verdict log-odds, or every step's score, toward the sparse return.
+        calibration_learning_rate (`float`, *optional*):
+            Defaults to a third of `learning_rate`.
+        calibration_batch_size (`int`, *optional*, defaults to `32`):
+            Episodes per calibration step, half of them successes.
+        calibration_every (`int`, *optional*, defaults to `1`):
+            Calibrate after every n-th update.
+        calibration_buffer_size (`int`, *optional*, defaults to `512`):
+            Episodes kept for calibration.
+        calibration_anchor_coef (`float`, *optional*, defaults to `1.0`):
+            Weight of the anchor to the reference model's own verdicts.
+        posthoc_calibrator (`"identity"`, `"affine"`, `"platt"` or `"isotonic"`, *optional*, defaults to `"identity"`):
+            Map applied to the scores, refitted on the calibration buffer after every update.
+        log_trajectories (`bool`, *optional*, defaults to `True`):
+            Write every training episode to `<output_dir>/trajectories.jsonl`.
+    """
+
+    max_turns: int = _option(16, "Most actions of an episode.")
+    max_new_tokens: int | None = _option(None, "Most sampled tokens of one action; defaults to response_length.")
+    max_episode_tokens: int = _option(2048, "Most tokens of an episode.")
+    num_envs: int | None = _option(None, "Environments side by side; defaults to local_rollout_forward_batch_size.")
+    system_prompt: str | None = _option(None, "System message of every episode.")
+    check_environment: bool = _option(True, "Check the environment's contract before training.")
+    step_delimiter: str | None = _option(None, "Where a response is cut into steps; defaults to newlines.")
+    gae_level: Literal["turn", "token"] | None = _option(None, "One advantage per turn or per action token.")
+    kl_placement: Literal["loss", "reward"] | None = _option(None, "KL as a loss term or in the reward.")
+    value_backbone_grad: bool = _option(False, "Let the value head's loss reach the policy's backbone.")
+    hindsight_coef: float | None = _option(None, "Weight alpha of the hindsight scores; 0 switches them off.")
+    hindsight_placement: Literal["advantage", "return"] = _option("advantage", "Where the scores are added.")
+    hindsight_prompt: str | None = _option(None, "Jinja template of the evaluator's question.")
+    hindsight_verdicts: list[str] = field(
+        default_factory=lambda: ["good", "bad"], metadata={"help": "Verdict words, best first."}
+    )
+    hindsight_utilities: list[float] = field(
+        default_factory=lambda: [1.0, 0.0], metadata={"help": "Utility in [0, 1] of each verdict."}
+    )
+    verdict_mode: Literal["expected", "sampled"] = _option("expected", "Expected or sampled verdicts.")
+    evaluator_view: Literal["full", "masked", "prefix"] = _option("prefix", "What the evaluator sees.")
+    evaluator_model: Literal["policy", "reference"] = _option("policy", "Who judges.")
+    hindsight_ema: float = _option(0.9, "Momentum of the score's running mean and standard deviation.")
+    scoring_method: Literal["packed", "naive"] = _option("packed", "One pass per trajectory, or one per step.")
+    scoring_max_tokens: int | None = _option(16384, "Most padded tokens of one scoring pass.")
+    calibration_target: Literal["sum", "step", "none"] = _option("sum", "What is regressed toward the return.")
+    calibration_learning_rate: float | None = _option(None, "Defaults to a third of learning_rate.")
+    calibration_batch_size: int = _option(32, "Episodes per calibration step.")
+    calibration_every: int = _option(1, "Calibrate after every n-th update.")
+    calibration_buffer_size: int = _option(512, "Episodes kept for calibration.")
+    calibration_anchor_coef: float = _option(1.0, "Weight of the anchor to the reference model's verdicts.")
+    posthoc_calibrator: Literal["identity", "affine", "platt", "isotonic"] = _option(
+        "identity", "Map applied to the scores, refitted on the calibration buffer."
+    )
+    log_trajectories: bool = _option(True, "Write every training episode to trajectories.jsonl.")
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            # TRL's default is True, which PPOTrainer ignores; here it takes effect, so it must be worth having.
+            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        super().__post_init__()
+        if self.max_new_tokens is None:
+            self.max_new_tokens = self.response_length
+        if self.num_envs is None:
+            self.num_envs = self.local_rollout_forward_batch_size
+        self._check_choices()
+        if self.hindsight_coef is None:
+            self.hindsight_coef = DEFAULT_COEF[self.hindsight_placement]
+        self._check_ranges()
+
+    def _check_choices(self) -> None:
+        choices = {
+            "gae_level": (None, "turn", "token"),
+            "kl_placement": (None, "loss", "reward"),
+            "hindsight_placement": ("advantage", "return"),
+            "verdict_mode": ("expected", "sampled"),
+            "evaluator_view": ("full", "masked", "prefix"),
+            "evaluator_model": ("policy", "reference"),
+            "scoring_method": ("packed", "naive"),
+            "calibration_target": ("sum", "step", "none"),
+            "posthoc_calibrator": ("identity", "affine", "platt", "isotonic"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}")
+
+    def _check_ranges(self) -> None:
+        at_least = {
+            "max_turns": 1,
+            "max_new_tokens": 1,
+            "max_episode_tokens": 1,
+            "num_envs": 1,
+            "hindsight_coef": 0,
+            "calibration_batch_size": 2,
+            "calibration_every": 1,
+            "calibration_buffer_size": 2,
+            "calibration_anchor_coef": 0,
+        }
+        for name, minimum in at_least.items():
+            value = getattr(self, name)
+            if not (minimum <= value < float("inf")):
+                raise ValueError(f"{name} must be a finite number of at least {minimum}, got {value}")
+        if not 0 <= self.hindsight_ema < 1:
+            raise ValueError(f"hindsight_ema must be in [0, 1), got {self.hindsight_ema}")
+
+    @classmethod
+    def from_ppo_config(cls, config: PPOConfig) -> "MISEConfig":
+        """Upgrades a `PPOConfig`: same values, MISE's own options at their defaults.
+
+        `bf16=True`, TRL's default that PPOTrainer ignores, is dropped where no device supports it.
+        """
+        values = {f.name: getattr(config, f.name) for f in fields(config) if f.init}
+        if values.get("bf16") and not torch.cuda.is_available():
+            values["bf16"] = None
+        return cls(**values)

@@ -1,0 +1,1 @@
+"""Text environments: the contract, its checker, and two embedded environments without dependencies."""

@@ -1,0 +1,302 @@
+"""`HindsightReward`: asks a language model about every step of a finished episode and makes a dense reward of it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2.sandbox import SandboxedEnvironment
+from torch import nn
+
+from .chat import After, PromptFormat
+from .scoring import Method, ScoringRow, VerdictLogits, resolve_method, score_steps
+from .types import HindsightScores, Trajectory, Turn
+
+DEFAULT_PROMPT = (
+    "{% if outcome %}The episode is over: {{ outcome }}. {% endif %}"
+    'In hindsight, was the action of step {{ step }}, "{{ action }}", a good or a bad choice for the task? '
+    "Answer with one word: {{ verdicts | join(' or ') }}."
+)
+PROMPT_VARIABLES = ("step", "num_steps", "action", "observation", "instruction", "outcome", "verdicts")
+
+MIN_SIGMA = 0.05
+"""Scores that hardly differ are not blown up to unit scale."""
+MAX_NORMALISED = 3.0
+
+Calibrator = Callable[[np.ndarray], np.ndarray]
+
+
+class EvaluatorFailure(RuntimeError):
+    """Raised where the evaluator gives no readable verdict; the message names the episode. Never a zero score."""
+
+
+class HindsightReward:
+    """The reward wrapper: verdicts on every step, h_t in [0, 1], and their normalised form n_t.
+
+        h_t = sum_k u_k q(e_t = k | view of tau, t)      or  u_{e_t}, e_t ~ q      (`verdict_mode`)
+        n_t = clip((g(h_t) - mu) / max(sigma, 0.05), -3, 3)
+
+    with EMA batch statistics mu, sigma and a post-hoc calibrator g, the attribute `calibrator` (identity by default).
+
+    A judge other than a language model's verdict words overrides one method, [`verdict_probs`].
+
+    Args:
+        chat_format ([`PromptFormat`]): the tokenizer's conversation format.
+        prompt (`str`, *optional*): Jinja template of the question. Its variables: `step` (from 1), `num_steps` (steps
+            in view: all of them, up to this step in the prefix view), `action`, `observation` (that it answered),
+            `instruction`, `outcome` (`"reward 1.0"` in the full view, else empty), `verdicts`.
+        verdicts (`Sequence[str]`): K words, told apart by their first token.
+        utilities (`Sequence[float]`): u_k in [0, 1] of each.
+        verdict_mode (`"expected"` or `"sampled"`): h_t is the expected utility, or that of one sampled verdict.
+        view (`"full"`, `"masked"` or `"prefix"`): the evaluator sees the whole trajectory and its reward, everything
+            but the final outcome, or nothing after the step's own result.
+        evaluator (`"policy"` or `"reference"`): whose verdicts; the trainer passes that model to [`score`].
+        coef (`float`): alpha, the weight of n_t.
+        placement (`"advantage"` or `"return"`): where alpha n_t is added.
+        method (`"auto"`, `"packed"` or `"naive"`): see [`score_steps`].
+        max_tokens (`int`, *optional*): padded tokens per packed forward.
+        ema (`float`): momentum of mu and sigma.
+        seed (`int`): of the sampled verdicts.
+    """
+
+    def __init__(
+        self,
+        chat_format: PromptFormat,
+        *,
+        prompt: str = DEFAULT_PROMPT,
+        verdicts: Sequence[str] = ("good", "bad"),
+        utilities: Sequence[float] = (1.0, 0.0),
+        verdict_mode: Literal["expected", "sampled"] = "expected",
+        view: Literal["full", "masked", "prefix"] = "full",
+        evaluator: Literal["policy", "reference"] = "policy",
+        coef: float = 0.1,
+        placement: Literal["advantage", "return"] = "advantage",
+        method: Method = "auto",
+        max_tokens: int | None = None,
+        ema: float = 0.9,
+        seed: int = 0,
+    ) -> None:
+        _check_choice("verdict_mode", verdict_mode, ("expected", "sampled"))
+        _check_choice("evaluator_view", view, ("full", "masked", "prefix"))
+        _check_choice("evaluator_model", evaluator, ("policy", "reference"))
+        _check_choice("hindsight_placement", placement, ("advantage", "return"))
+        _check_choice("scoring_method", method, ("auto", "packed", "naive"))
+        if not (math.isfinite(coef) and coef >= 0):
+            raise ValueError(f"hindsight_coef must be finite and at least 0, got {coef}; 0 switches hindsight off")
+        if not 0 <= ema < 1:
+            raise ValueError(f"hindsight_ema must be in [0, 1), got {ema}; 0 uses each batch's own statistics")
+        self.chat_format = chat_format
+        self.verdicts = tuple(verdicts)
+        self.utilities = _check_utilities(utilities, self.verdicts)
+        self.verdict_ids = _check_verdicts(self.verdicts, chat_format)
+        self.template = _compile_prompt(prompt, self.verdicts)
+        self.verdict_mode, self.view, self.evaluator, self.placement = verdict_mode, view, evaluator, placement
+        self.coef, self.ema, self.method, self.max_tokens = float(coef), float(ema), method, max_tokens
+        self.calibrator: Calibrator | None = None
+        self.mu, self.sigma, self.count = 0.0, 1.0, 0
+        self._rng = np.random.default_rng(seed)
+
+    # What is asked
+
+    def questions(self, trajectories: Sequence[Trajectory]) -> list[ScoringRow]:
+        """One scoring row for every trajectory that has a step, in order."""
+        return [self._row(trajectory) for trajectory in trajectories if trajectory.num_steps]
+
+    def question_text(self, trajectory: Trajectory, step: int) -> str:
+        """The question about step `step` (from 0) of the trajectory."""
+        turn = trajectory.turns[step]
+        outcome = f"reward {round(trajectory.episode_return, 2)}" if self.view == "full" else ""
+        return self.template.render(
+            step=step + 1,
+            # The length of the episode is part of its future.
+            num_steps=step + 1 if self.view == "prefix" else trajectory.num_steps,
+            action=turn.action,
+            observation=turn.observation,
+            instruction=trajectory.instruction,
+            outcome=outcome,
+            verdicts=self.verdicts,
+        )
+
+    def _row(self, trajectory: Trajectory) -> ScoringRow:
+        suffixes, visible = [], []
+        for step, turn in enumerate(trajectory.turns):
+            last_seen = turn if self.view == "prefix" else trajectory.turns[-1]
+            end, after = _end_of_view(last_seen, with_result=self.view != "masked")
+            suffixes.append(self.chat_format.question(self.question_text(trajectory, step), after=after))
+            visible.append(end)
+        return ScoringRow(trajectory.token_ids, suffixes, visible)
+
+    # What is answered
+
+    def verdict_logits(
+        self, model: nn.Module, trajectories: Sequence[Trajectory], *, requires_grad: bool = False
+    ) -> VerdictLogits:
+        """`(S, K)` logits of the verdict words; with a graph for calibration. `row_index` skips empty episodes."""
+        return score_steps(
+            model,
+            self.questions(trajectories),
+            self.verdict_ids,
+            method=self.method,
+            max_tokens=self.max_tokens,
+            requires_grad=requires_grad,
+        )
+
+    def verdict_probs(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> np.ndarray:
+        """`(S, K)` q(e | tau, t) for all steps in order, over the verdicts. Override this for another judge."""
+        logits = self.verdict_logits(model, trajectories).logits
+        return logits.double().softmax(dim=-1).cpu().numpy()
+
+    @property
+    def asks_a_model(self) -> bool:
+        """Whether the verdicts come from a language model (and not from an override of [`verdict_probs`])."""
+        return type(self).verdict_probs is HindsightReward.verdict_probs
+
+    def score(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> HindsightScores:
+        """The scores h_t of every step of every trajectory.
+
+        Raises:
+            EvaluatorFailure: verdicts that are not probabilities (not finite, negative, wrong shape).
+        """
+        num_steps = tuple(trajectory.num_steps for trajectory in trajectories)
+        probs = np.asarray(self.verdict_probs(model, trajectories), dtype=np.float64)
+        self._check_probs(probs, num_steps)
+        if self.verdict_mode == "expected":
+            scores = probs @ self.utilities
+        else:
+            draws = self._rng.random((len(probs), 1)) * probs.sum(axis=1, keepdims=True)
+            scores = self.utilities[(draws >= probs.cumsum(axis=1)[:, :-1]).sum(axis=1)]
+        method = resolve_method(model, self.method) if self.asks_a_model else type(self).__name__
+        return HindsightScores(scores=scores, verdict_probs=probs, num_steps=num_steps, method=method)
+
+    def _check_probs(self, probs: np.ndarray, num_steps: tuple[int, ...]) -> None:
+        expected = (sum(num_steps), len(self.verdicts))
+        if probs.shape != expected:
+            raise EvaluatorFailure(
+                f"{type(self).__name__}.verdict_probs returned shape {probs.shape} for {len(num_steps)} episodes; "
+                f"expected {expected}, one row per step and one column per verdict"
+            )
+        readable = np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (abs(probs.sum(axis=1) - 1) < 1e-4)
+        if readable.all():
+            return
+        flat = int(np.argmin(readable))
+        ends = np.cumsum(num_steps)
+        episode = int(np.searchsorted(ends, flat, side="right"))
+        step = flat - int(ends[episode]) + num_steps[episode]
+        raise EvaluatorFailure(
+            f"episode {episode}, step {step + 1} of {num_steps[episode]}: the evaluator's verdict probabilities "
+            f"{probs[flat].tolist()} are not a distribution over {self.verdicts}; check the evaluator's weights and "
+            "precision (non-finite logits?)"
+        )
+
+    # What is made of it
+
+    def calibrate(self, scores: np.ndarray) -> np.ndarray:
+        """g(h), `(S,)`."""
+        if self.calibrator is None or not scores.size:
+            return scores
+        calibrated = np.asarray(self.calibrator(scores), dtype=np.float64)
+        if calibrated.shape != scores.shape or not np.isfinite(calibrated).all():
+            raise ValueError(
+                f"calibrator returned shape {calibrated.shape} (finite: {bool(np.isfinite(calibrated).all())}) for "
+                f"scores of shape {scores.shape}; it must map every score to a finite number"
+            )
+        return calibrated
+
+    def update_statistics(self, values: np.ndarray) -> None:
+        """Moves mu and sigma toward the batch `(S,)` of calibrated scores; the first batch sets them."""
+        if not values.size:
+            return
+        momentum = self.ema if self.count else 0.0
+        self.mu = momentum * self.mu + (1 - momentum) * float(values.mean())
+        self.sigma = momentum * self.sigma + (1 - momentum) * float(values.std())
+        self.count += 1
+
+    def standardise(self, values: np.ndarray) -> np.ndarray:
+        """clip((values - mu) / max(sigma, 0.05), -3, 3) with the present statistics."""
+        return np.clip((values - self.mu) / max(self.sigma, MIN_SIGMA), -MAX_NORMALISED, MAX_NORMALISED)
+
+    def normalise(self, scores: HindsightScores) -> np.ndarray:
+        """n_t, `(S,)`. The batch enters the statistics first, so that the first batch is centred too."""
+        values = self.calibrate(scores.scores)
+        self.update_statistics(values)
+        return self.standardise(values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Statistics and random state, as JSON would keep them."""
+        return {"mu": self.mu, "sigma": self.sigma, "count": self.count, "rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        missing = {"mu", "sigma", "count", "rng"} - set(state)
+        if missing:
+            raise ValueError(f"the state of HindsightReward lacks {sorted(missing)}; was it saved by state_dict()?")
+        self.mu, self.sigma, self.count = float(state["mu"]), float(state["sigma"]), int(state["count"])
+        self._rng.bit_generator.state = dict(state["rng"])
+
+
+def _end_of_view(turn: Turn, *, with_result: bool) -> tuple[int, After]:
+    """How many tokens are seen when `turn` is the last one in view, and what they end with."""
+    if with_result and turn.result_in_tokens:
+        return turn.result_end, "observation"
+    return turn.action_span[1], "action" if turn.closed else "open_action"
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {choices}")
+
+
+def _check_utilities(utilities: Sequence[float], verdicts: tuple[str, ...]) -> np.ndarray:
+    values = np.asarray(utilities, dtype=np.float64)
+    if len(utilities) != len(verdicts):
+        raise ValueError(
+            f"utilities has {len(utilities)} values for {len(verdicts)} verdicts {verdicts}; give one for each"
+        )
+    # NaN fails both comparisons, so it is caught here too.
+    if not ((values >= 0) & (values <= 1)).all() or (values == values[:1]).all():
+        raise ValueError(
+            f"utilities must be in [0, 1] and not all equal, got {tuple(utilities)}; e.g. utilities=(1.0, 0.0)"
+        )
+    return values
+
+
+def _check_verdicts(verdicts: tuple[str, ...], chat_format: PromptFormat) -> tuple[int, ...]:
+    """First token of each verdict; the scorer needs them to differ."""
+    advice = 'choose other words, e.g. verdicts=("good", "bad")'
+    if len(verdicts) < 2 or len(set(verdicts)) < len(verdicts):
+        raise ValueError(f"verdicts must be at least two different words, got {verdicts}; {advice}")
+    unknown = getattr(getattr(chat_format, "tokenizer", None), "unk_token_id", None)
+    owner: dict[int, str] = {}
+    for verdict in verdicts:
+        ids = chat_format.encode_text(verdict)
+        if not ids or ids[0] == unknown:
+            raise ValueError(f"verdict {verdict!r} is not in the tokenizer's vocabulary (ids {ids}); {advice}")
+        if ids[0] in owner:
+            raise ValueError(
+                f"verdicts {owner[ids[0]]!r} and {verdict!r} share their first token (id {ids[0]}): the scorer cannot "
+                f"tell them apart; {advice}"
+            )
+        owner[ids[0]] = verdict
+    return tuple(owner)
+
+
+def _compile_prompt(prompt: str, verdicts: tuple[str, ...]) -> Any:
+    """The compiled template, tried out on a made-up step: no rollout is wasted on a prompt that cannot work."""
+    environment = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    sample = dict.fromkeys(("action", "observation", "instruction", "outcome"), "text")
+    try:
+        unknown = meta.find_undeclared_variables(environment.parse(prompt)) - set(PROMPT_VARIABLES)
+        if unknown:
+            raise ValueError(
+                f"hindsight_prompt uses the undefined variable(s) {sorted(unknown)}; it may use {PROMPT_VARIABLES}"
+            )
+        template = environment.from_string(prompt)
+        rendered = template.render(step=1, num_steps=1, verdicts=verdicts, **sample)
+    except (TemplateError, TypeError) as error:
+        raise ValueError(
+            f"hindsight_prompt is not a Jinja template that can be rendered ({error}), got {prompt!r}; it may use "
+            f"{PROMPT_VARIABLES}"
+        ) from error
+    if not rendered.strip():
+        raise ValueError(f"hindsight_prompt renders to an empty question, got {prompt!r}; ask something")
+    return template

@@ -1,0 +1,60 @@
+"""Episodes on disk: one JSON line each, for people and for reports."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from .types import HindsightScores, Trajectory
+
+
+def trajectory_record(
+    update: int, trajectory: Trajectory, scores: Sequence[float] | None, verdict_probs: Sequence[Any] | None
+) -> dict[str, Any]:
+    """One episode as JSON values: task, seed, turns with their scores and rewards, outcome."""
+    turns: list[dict[str, Any]] = []
+    for step, turn in enumerate(trajectory.turns):
+        record: dict[str, Any] = {
+            "observation": turn.observation,
+            "action": turn.action,
+            "reward": turn.reward,
+            "action_valid": turn.action_valid,
+        }
+        if scores is not None and verdict_probs is not None:
+            record["score"] = round(float(scores[step]), 6)
+            record["verdict_probs"] = [round(float(p), 6) for p in verdict_probs[step]]
+        turns.append(record)
+    return {
+        "update": update,
+        "task": dict(trajectory.task),
+        "seed": trajectory.seed,
+        "instruction": trajectory.instruction,
+        "turns": turns,
+        "final_observation": trajectory.final_observation,
+        "return": trajectory.episode_return,
+        "success": trajectory.success,
+        "stop_reason": trajectory.stop_reason.value,
+    }
+
+
+class TrajectoryLog:
+    """Appends the episodes of every update to a JSON lines file; a new run starts a new file.
+
+    Args:
+        path (`str`): the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+
+    def write(self, update: int, trajectories: Sequence[Trajectory], scores: HindsightScores | None) -> None:
+        per_episode = scores.split() if scores is not None else [None] * len(trajectories)
+        probs = scores.split(scores.verdict_probs) if scores is not None else [None] * len(trajectories)
+        for trajectory, episode_scores, episode_probs in zip(trajectories, per_episode, probs, strict=True):
+            record = trajectory_record(update, trajectory, episode_scores, episode_probs)
+            self._file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,134 @@
+"""Frozen records that travel through the house. They know neither torch nor TRL."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class StopReason(str, enum.Enum):
+    """Why an episode ended. `terminated` is not `truncated`: only a truncated episode is bootstrapped."""
+
+    TERMINATED = "terminated"
+    """The environment reached a terminal state; the value of what follows is 0."""
+    ENV_TRUNCATED = "env_truncated"
+    """The environment cut the episode short (its own step limit)."""
+    MAX_TURNS = "max_turns"
+    """The rollout's `max_turns` was reached."""
+    TOKEN_BUDGET = "token_budget"
+    """The next turn did not fit into the rollout's total token budget."""
+    ENV_ERROR = "env_error"
+    """The environment failed; the episode carries no learning signal."""
+
+    @property
+    def truncated(self) -> bool:
+        return self in (StopReason.ENV_TRUNCATED, StopReason.MAX_TURNS, StopReason.TOKEN_BUDGET)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One decision of an episode: the policy read `observation`, wrote `action`, the environment paid `reward`.
+
+    Args:
+        observation (`str`): o_t, the text that the policy answered.
+        action (`str`): a_t as passed to the environment (decoded, without the stop token, stripped).
+        reward (`float`): sparse environment reward of this step.
+        action_span (`tuple[int, int]`): half-open span of the *sampled* tokens (stop token included, if sampled)
+            in [`Trajectory.token_ids`].
+        result_end (`int`): `token_ids[:result_end]` shows everything up to and including o_{t+1}, the result of
+            this step; equal to `action_span[1]` where the result is not part of the tokens.
+        closed (`bool`): the policy sampled a stop token itself (otherwise it ran into `max_new_tokens`).
+        action_valid (`bool`): the environment understood the action.
+    """
+
+    observation: str
+    action: str
+    reward: float
+    action_span: tuple[int, int]
+    result_end: int
+    closed: bool = True
+    action_valid: bool = True
+
+    @property
+    def result_in_tokens(self) -> bool:
+        return self.result_end > self.action_span[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One finished episode, tau = (x, o_0, a_0, ..., a_{T-1}, o_T), with its tokens exactly as sampled.
+
+    Args:
+        token_ids (`tuple[int, ...]`): `(L,)` prompt, actions and observations in order; never re-tokenised.
+        turns (`tuple[Turn, ...]`): T turns in order.
+        stop_reason ([`StopReason`]): why the episode ended.
+        instruction (`str`): the task as told to the policy.
+        final_observation (`str`): o_T.
+        task (`Mapping`): the dataset row that the episode was reset with.
+        seed (`int`, *optional*): seed passed to `reset`.
+        won (`bool`, *optional*): the environment's own verdict, where it gives one.
+    """
+
+    token_ids: tuple[int, ...]
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+    instruction: str = ""
+    final_observation: str = ""
+    task: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    won: bool | None = None
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.turns)
+
+    @property
+    def episode_return(self) -> float:
+        """Undiscounted sum of the sparse environment rewards."""
+        return float(sum(turn.reward for turn in self.turns))
+
+    @property
+    def success(self) -> bool:
+        """The environment's `won` where it gives one, otherwise a return of (at least) 1."""
+        return self.won if self.won is not None else self.episode_return >= 1.0 - 1e-6
+
+    @property
+    def action_mask(self) -> tuple[bool, ...]:
+        """`(L,)`, True = sampled by the policy and trainable; from bookkeeping, never from token ids."""
+        mask = [False] * len(self.token_ids)
+        for turn in self.turns:
+            start, end = turn.action_span
+            mask[start:end] = [True] * (end - start)
+        return tuple(mask)
+
+
+@dataclass(frozen=True, slots=True)
+class HindsightScores:
+    """The evaluator's verdicts on every step of every episode, in flat step order (episode by episode).
+
+    Args:
+        scores (`np.ndarray`): `(S,)` h_t in [0, 1], S = sum of the episodes' lengths.
+        verdict_probs (`np.ndarray`): `(S, K)` q(e | tau, t) over the K verdicts.
+        num_steps (`tuple[int, ...]`): `(N,)` steps of each episode; sums to S.
+        method (`str`): how they were computed (`"packed"`, `"naive"`, or the name of another judge).
+    """
+
+    scores: np.ndarray
+    verdict_probs: np.ndarray
+    num_steps: tuple[int, ...]
+    method: str = "packed"
+
+    def __post_init__(self) -> None:
+        total = sum(self.num_steps)
+        if self.scores.shape != (total,) or self.verdict_probs.shape[:1] != (total,):
+            raise ValueError(
+                f"HindsightScores: num_steps sum to {total} steps, but scores has shape {self.scores.shape} and "
+                f"verdict_probs {self.verdict_probs.shape}; give one row per step, in episode order"
+            )
+
+    def split(self, values: np.ndarray | None = None) -> list[np.ndarray]:
+        """Cuts `(S, ...)` values (default: the scores) into one array per episode."""
+        values = self.scores if values is None else values
+        return np.split(values, np.cumsum(self.num_steps)[:-1])

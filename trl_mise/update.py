@@ -1,0 +1,275 @@
+"""Evaluate the rollout's tokens, then update on them: the PPO half of an iteration."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .actor_critic import TokenBatch, pad_rows
+from .advantages import ActionLayout, Reduce
+from .heads import backbone_hidden, lm_logits
+from .losses import PPOCoefficients, PPOLoss, TokenTargets, ppo_loss
+from .types import Trajectory
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Episodes that go through the model together; the same in every epoch, so that at lr = 0 all ratios are exactly 1.
+
+    Args:
+        episodes (`Tensor`): `(b,)` indices into the rollout.
+        tokens ([`TokenBatch`]): `(b, L)`.
+        mask (`Tensor`): `(b, A)` action mask.
+        states (`tuple[Tensor, Tensor]`): rows and columns `(N,)` of the state before each action token.
+        last (`tuple[Tensor, Tensor]`): rows and columns `(b,)` of the last token of each episode.
+    """
+
+    episodes: Tensor
+    tokens: TokenBatch
+    mask: Tensor
+    states: tuple[Tensor, Tensor]
+    last: tuple[Tensor, Tensor]
+
+
+def make_micro_batches(
+    trajectories: Sequence[Trajectory], layout: ActionLayout, size: int, rng: np.random.Generator
+) -> list[MicroBatch]:
+    """Shuffles the episodes that have action tokens into micro-batches of at most `size`."""
+    device = layout.mask.device
+    order = rng.permutation(layout.mask.any(dim=1).nonzero().squeeze(1).cpu().numpy())
+    batches = []
+    for start in range(0, len(order), size):
+        episodes = torch.as_tensor(order[start : start + size], device=device)
+        rows = [trajectories[i].token_ids for i in episodes.tolist()]
+        mask = layout.mask[episodes]
+        row, column = mask.nonzero(as_tuple=True)
+        lengths = torch.tensor([len(tokens) - 1 for tokens in rows], device=device)
+        batches.append(
+            MicroBatch(
+                episodes=episodes,
+                tokens=pad_rows(rows, device),
+                mask=mask,
+                states=(row, layout.position[episodes][row, column] - 1),
+                last=(torch.arange(len(rows), device=device), lengths),
+            )
+        )
+    return batches
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Log-probabilities and values of a rollout's action tokens under the weights that sampled them.
+
+    Args:
+        log_probs, ref_log_probs, values (`Tensor`): `(B, A)`, 0 where there is no action token.
+        final_values (`Tensor`): `(B,)` V(s_T) at each episode's last token; used where it was truncated.
+    """
+
+    log_probs: Tensor
+    ref_log_probs: Tensor
+    values: Tensor
+    final_values: Tensor
+
+
+def token_log_probs(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of `token_ids` `(N,)` under `logits` `(N, V)` at the sampling temperature, and entropies `(N,)`."""
+    log_probs = (logits.float() / (temperature + 1e-7)).log_softmax(-1)
+    entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
+    return log_probs.gather(1, token_ids[:, None]).squeeze(1), entropy
+
+
+@torch.no_grad()
+def evaluate_rollout(
+    model: nn.Module,
+    reference: Callable[[], AbstractContextManager[nn.Module]],
+    layout: ActionLayout,
+    micro_batches: Sequence[MicroBatch],
+    temperature: float,
+) -> Evaluation:
+    """One pass of the trained module and one of the reference over the rollout.
+
+    Args:
+        model (`nn.Module`): [`ActorCritic`], possibly wrapped.
+        reference: context manager that gives the reference policy.
+        temperature (`float`): of the sampling; log-probabilities are those of the tempered policy.
+    """
+    shape, device = layout.mask.shape, layout.mask.device
+    log_probs, ref_log_probs, values = (torch.zeros(shape, device=device) for _ in range(3))
+    final_values = torch.zeros(shape[0], device=device)
+    for batch in micro_batches:
+        tokens = layout.token_ids[batch.episodes][batch.mask]
+        value_index = tuple(torch.cat(pair) for pair in zip(batch.states, batch.last, strict=True))
+        logits, state_values = model(batch.tokens, batch.states, value_index)
+        _scatter(log_probs, batch, token_log_probs(logits, tokens, temperature)[0])
+        _scatter(values, batch, state_values[: len(tokens)].float())
+        final_values[batch.episodes] = state_values[len(tokens) :].float()
+    with reference() as ref_model:
+        for batch in micro_batches:
+            tokens = layout.token_ids[batch.episodes][batch.mask]
+            hidden = backbone_hidden(
+                ref_model, batch.tokens.input_ids, batch.tokens.attention_mask, batch.tokens.position_ids
+            )
+            ref_logits = lm_logits(ref_model, hidden[batch.states])
+            _scatter(ref_log_probs, batch, token_log_probs(ref_logits, tokens, temperature)[0])
+    return Evaluation(log_probs, ref_log_probs, values, final_values)
+
+
+def _scatter(target: Tensor, batch: MicroBatch, flat: Tensor) -> None:
+    """Writes the micro-batch's flat action values `(N,)` to their places in the rollout's `(B, A)` tensor."""
+    rows = torch.zeros(batch.mask.shape, device=target.device, dtype=target.dtype)
+    rows[batch.mask] = flat.to(target.dtype)
+    target[batch.episodes] = rows
+
+
+@dataclass(frozen=True)
+class UpdateTargets:
+    """`(B, A)` tensors that the update regresses on; see [`TokenTargets`]."""
+
+    advantages: Tensor
+    returns: Tensor
+    value_mask: Tensor
+
+    def select(self, evaluation: Evaluation, batch: MicroBatch) -> TokenTargets:
+        tensors = (
+            evaluation.log_probs,
+            evaluation.ref_log_probs,
+            self.advantages,
+            evaluation.values,
+            self.returns,
+            self.value_mask,
+        )
+        return TokenTargets(*(tensor[batch.episodes][batch.mask] for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class UpdateSchedule:
+    """Shape of an update: every epoch takes one optimizer step per mini-batch."""
+
+    epochs: int
+    mini_batches: int
+    max_grad_norm: float | None
+
+
+class StepHooks:
+    """What the trainer wants to hear about; the default hears nothing."""
+
+    def before_optimizer_step(self) -> None: ...
+
+    def after_optimizer_step(self) -> None: ...
+
+
+def split_mini_batches(
+    micro_batches: Sequence[MicroBatch], count: int, rng: np.random.Generator
+) -> Iterator[list[MicroBatch]]:
+    """Shuffles the micro-batches and deals them into `count` mini-batches of nearly equal size."""
+    order = rng.permutation(len(micro_batches))
+    for group in np.array_split(order, min(count, len(micro_batches))):
+        yield [micro_batches[i] for i in group]
+
+
+def ppo_update(
+    model: nn.Module,
+    optimizer: Any,
+    accelerator: Any,
+    layout: ActionLayout,
+    micro_batches: Sequence[MicroBatch],
+    evaluation: Evaluation,
+    targets: UpdateTargets,
+    coefficients: PPOCoefficients,
+    schedule: UpdateSchedule,
+    temperature: float,
+    rng: np.random.Generator,
+    reduce: Reduce,
+    hooks: StepHooks,
+) -> dict[str, float]:
+    """PPO epochs over the rollout: one optimizer step per mini-batch, gradients summed over its micro-batches.
+
+    Losses are means over the mini-batch's tokens *of all processes*.
+
+    Returns:
+        `dict[str, float]`: means over the optimizer steps, and their number under `"num_optimizer_steps"`.
+    """
+    steps: list[dict[str, float]] = []
+    for _ in range(schedule.epochs):
+        for mini_batch in split_mini_batches(micro_batches, schedule.mini_batches, rng):
+            episodes = torch.cat([batch.episodes for batch in mini_batch])
+            counts = reduce(torch.stack([layout.mask[episodes].sum(), targets.value_mask[episodes].sum()]).float())
+            losses = []
+            for i, batch in enumerate(mini_batch):
+                is_last = i + 1 == len(mini_batch)
+                with nullcontext() if is_last else accelerator.no_sync(model):
+                    loss = _micro_batch_loss(
+                        model, layout, batch, evaluation, targets, coefficients, temperature, counts
+                    )
+                    # DistributedDataParallel averages gradients, the counts are sums over processes.
+                    accelerator.backward(loss.total * accelerator.num_processes)
+                losses.append(loss)
+            hooks.before_optimizer_step()
+            grad_norm = None
+            if schedule.max_grad_norm:
+                grad_norm = accelerator.clip_grad_norm_(model.parameters(), schedule.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            hooks.after_optimizer_step()
+            steps.append(_step_metrics(losses, grad_norm))
+    means = {name: float(np.mean([step[name] for step in steps])) for name in (steps[0] if steps else {})}
+    if steps:
+        means["val/ratio_max_deviation"] = max(step["val/ratio_max_deviation"] for step in steps)
+    return {**means, "num_optimizer_steps": float(len(steps))}
+
+
+def _micro_batch_loss(
+    model: nn.Module,
+    layout: ActionLayout,
+    batch: MicroBatch,
+    evaluation: Evaluation,
+    targets: UpdateTargets,
+    coefficients: PPOCoefficients,
+    temperature: float,
+    counts: Tensor,
+) -> PPOLoss:
+    logits, values = model(batch.tokens, batch.states, batch.states)
+    tokens = layout.token_ids[batch.episodes][batch.mask]
+    log_probs, entropy = token_log_probs(logits, tokens, temperature)
+    num_tokens, num_values = (max(count, 1.0) for count in counts.tolist())
+    return ppo_loss(
+        log_probs,
+        values.float(),
+        entropy,
+        targets.select(evaluation, batch),
+        coefficients,
+        num_tokens=num_tokens,
+        num_values=num_values,
+    )
+
+
+def _step_metrics(losses: Sequence[PPOLoss], grad_norm: Any) -> dict[str, float]:
+    """Metrics of one optimizer step; micro-batches are shares of the same mini-batch, so they add up."""
+    names = {
+        "loss/policy_avg": "policy",
+        "loss/value_avg": "value",
+        "policy/entropy_avg": "entropy",
+        "policy/approxkl_avg": "approx_kl",
+        "policy/clipfrac_avg": "policy_clip_fraction",
+        "val/clipfrac_avg": "value_clip_fraction",
+        "val/ratio": "ratio",
+    }
+    metrics = {metric: sum(float(getattr(loss, name)) for loss in losses) for metric, name in names.items()}
+    metrics["val/ratio_max_deviation"] = max(float(loss.ratio_max_deviation) for loss in losses)
+    if grad_norm is not None:
+        metrics["grad_norm"] = float(grad_norm)
+    return metrics
+
+
+def build_targets(layout: ActionLayout, advantages: Tensor, returns: Tensor, gae_level: str) -> UpdateTargets:
+    """Values are trained at every action token, or only at the state where a turn begins (`gae_level="turn"`)."""
+    value_mask = layout.mask
+    if gae_level == "turn":
+        value_mask = torch.zeros_like(layout.mask)
+        episode, turn = layout.turn_mask.nonzero(as_tuple=True)
+        value_mask[episode, layout.turn_first[episode, turn]] = True
+    return UpdateTargets(advantages=advantages, returns=returns, value_mask=value_mask)

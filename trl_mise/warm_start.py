@@ -1,0 +1,225 @@
+"""Supervised warm start of a tiny policy: noisy demonstrations for its actions, noisy verdicts for its judgement."""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .actor_critic import pad_rows
+from .chat import PromptFormat
+from .envs.base import EnvironmentFactory
+from .heads import backbone_hidden, lm_logits
+from .hindsight import HindsightReward
+from .rollout import RolloutLimits, collect_rollouts
+from .scoring import ScoringRow, score_steps
+from .tiny import Progress
+from .types import Trajectory
+
+Act = Callable[[Any, random.Random], str]
+"""A scripted policy: the action for the environment as it stands."""
+Judge = Callable[[Any, str], bool]
+"""Is the action, not yet taken, a good one in the environment as it stands?"""
+
+
+@dataclass(frozen=True)
+class ScriptedEpisodes:
+    """Episodes of a scripted policy, with the tokens that a rollout would have given them.
+
+    Args:
+        trajectories (`list[Trajectory]`): one per task.
+        judged_good (`list[tuple[bool, ...]]`): the judge's word on every step of each; empty tuples without a judge.
+    """
+
+    trajectories: list[Trajectory]
+    judged_good: list[tuple[bool, ...]]
+
+
+@dataclass(frozen=True)
+class VerdictExamples:
+    """Questions about steps, and how likely the first verdict ("good") should be as the answer.
+
+    Args:
+        rows (`list[ScoringRow]`): one per trajectory.
+        good_probs (`list[tuple[float, ...]]`): of each step, in [0, 1].
+        verdict_ids (`tuple[int, int]`): tokens of good and bad.
+    """
+
+    rows: list[ScoringRow]
+    good_probs: list[tuple[float, ...]]
+    verdict_ids: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of supervised learning.
+
+    Args:
+        name (`str`): for the progress display.
+        steps (`int`): optimizer steps.
+        demonstrations (`list[Trajectory]`): their action tokens are imitated.
+        verdicts ([`VerdictExamples`], *optional*): learned at the same time.
+    """
+
+    name: str
+    steps: int
+    demonstrations: list[Trajectory]
+    verdicts: VerdictExamples | None = None
+
+
+def scripted_rollouts(
+    env_factory: EnvironmentFactory,
+    tasks: Sequence[Mapping[str, Any]],
+    act: Act,
+    chat: PromptFormat,
+    limits: RolloutLimits,
+    *,
+    seed: int = 0,
+    judge: Judge | None = None,
+) -> ScriptedEpisodes:
+    """Plays a scripted policy through [`collect_rollouts`], so that tokens and spans are laid out as in training.
+
+    Args:
+        env_factory: makes the environment; one is played at a time, because the script looks into it.
+        tasks: dataset rows, one episode each.
+        act: the scripted policy; its random source is seeded with `seed`.
+        chat: the tokenizer's conversation format; the action is encoded by it and closed with its first stop token.
+        limits: bounds of an episode.
+        judge (*optional*): asked about every action before it is taken.
+
+    Raises:
+        ValueError: an action has more tokens than `limits.max_new_tokens`.
+    """
+    env, rng = env_factory(), random.Random(f"script-{seed}")
+    flat: list[bool] = []
+
+    def generate(contexts: Sequence[Sequence[int]]) -> list[list[int]]:
+        action = act(env, rng)
+        ids = [*chat.encode_text(action), chat.stop_token_ids[0]]
+        if len(ids) > limits.max_new_tokens:
+            raise ValueError(
+                f"the scripted action {action!r} has {len(ids)} tokens, more than max_new_tokens="
+                f"{limits.max_new_tokens}; raise it"
+            )
+        if judge is not None:
+            flat.append(judge(env, action))
+        return [ids]
+
+    trajectories = collect_rollouts(tasks, [env], generate, chat, limits)
+    env.close()
+    words = iter(flat)
+    judged = [() if judge is None else tuple(next(words) for _ in t.turns) for t in trajectories]
+    return ScriptedEpisodes(trajectories, judged)
+
+
+def verdict_examples(
+    episodes: ScriptedEpisodes, evaluators: Sequence[HindsightReward], accuracy: float
+) -> VerdictExamples:
+    """Questions about every step, with soft answers: the judge's word holds with probability `accuracy`.
+
+    The soft label is the mean of labels that are flipped at random, without their sampling noise.
+
+    Args:
+        episodes ([`ScriptedEpisodes`]): played with a judge.
+        evaluators (`Sequence[HindsightReward]`): they word the questions; episode i is asked by evaluator i modulo
+            their number, so that several views can be taught.
+        accuracy (`float`): in [0.5, 1].
+    """
+    if not 0.5 <= accuracy <= 1.0:
+        raise ValueError(f"verdict accuracy must be in [0.5, 1], got {accuracy!r}; below 0.5 the verdicts would lie")
+    rows: list[ScoringRow] = []
+    good_probs: list[tuple[float, ...]] = []
+    for index, (trajectory, judged) in enumerate(zip(episodes.trajectories, episodes.judged_good, strict=True)):
+        if len(judged) != trajectory.num_steps:
+            raise ValueError(f"episode {index} was played without a judge; pass judge= to scripted_rollouts")
+        rows.extend(evaluators[index % len(evaluators)].questions([trajectory]))
+        good_probs.append(tuple(accuracy if good else 1.0 - accuracy for good in judged))
+    good, bad = evaluators[0].verdict_ids
+    return VerdictExamples(rows, good_probs, (good, bad))
+
+
+def warm_start(
+    model: nn.Module,
+    phases: Sequence[Phase],
+    *,
+    learning_rate: float = 3e-3,
+    batch_size: int = 32,
+    verdict_batch_size: int = 16,
+    verdict_coef: float = 1.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Trains `model` in place, phase by phase, on imitation plus verdict cross-entropy; no global random state.
+
+    The learning rate rises over the first steps, stays, and falls to a tenth over the last phase.
+
+    Args:
+        model (`nn.Module`): causal LM.
+        phases (`Sequence[Phase]`): in order; clean before noisy: noise from the start was never learned through.
+        learning_rate (`float`): of Adam.
+        batch_size (`int`): demonstrations per step.
+        verdict_batch_size (`int`): episodes per step whose every step is judged.
+        verdict_coef (`float`): weight of the verdict loss.
+        seed (`int`): of the batches.
+        progress ([`Progress`], *optional*): called after every step with (phase, steps done, steps in all).
+    """
+    rng = np.random.default_rng(seed)
+    total = sum(phase.steps for phase in phases)
+    last = phases[-1].steps
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.98))
+    model.train()
+    done = 0
+    for phase in phases:
+        for _ in range(phase.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * _schedule(done, total, last)
+            loss = imitation_loss(model, _draw(rng, phase.demonstrations, batch_size))
+            if phase.verdicts is not None:
+                loss = loss + verdict_coef * _verdict_batch_loss(model, rng, phase.verdicts, verdict_batch_size)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            done += 1
+            if progress is not None:
+                progress(phase.name, done, total)
+    model.eval()
+
+
+def _schedule(done: int, total: int, last: int, warmup: int = 20) -> float:
+    """Linear warm-up; cosine to a tenth over the last phase."""
+    if done < warmup:
+        return (done + 1) / warmup
+    into_last = max(0, done - (total - last)) / last
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * into_last))
+
+
+def _draw(rng: np.random.Generator, items: Sequence[Any], size: int) -> list[Any]:
+    return [items[i] for i in rng.integers(len(items), size=size)]
+
+
+def imitation_loss(model: nn.Module, trajectories: Sequence[Trajectory]) -> Tensor:
+    """Mean cross-entropy of the action tokens, stop tokens included, given everything before them."""
+    batch = pad_rows([t.token_ids for t in trajectories], next(model.parameters()).device)
+    where = [(b, i) for b, t in enumerate(trajectories) for turn in t.turns for i in range(*turn.action_span)]
+    rows, columns = torch.tensor(where).unbind(1)  # (N,) each
+    hidden = backbone_hidden(model, batch.input_ids, batch.attention_mask, batch.position_ids)
+    logits = lm_logits(model, hidden[rows, columns - 1])  # (N, V)
+    return nn.functional.cross_entropy(logits, batch.input_ids[rows, columns])
+
+
+def verdict_loss(model: nn.Module, examples: VerdictExamples) -> Tensor:
+    """Mean cross-entropy between the soft answers and the model's distribution over the two verdicts."""
+    logits = score_steps(model, examples.rows, examples.verdict_ids, requires_grad=True).logits  # (S, 2)
+    good = torch.tensor([prob for probs in examples.good_probs for prob in probs], device=logits.device)  # (S,)
+    return nn.functional.cross_entropy(logits, torch.stack((good, 1 - good), dim=1).to(logits.dtype))
+
+
+def _verdict_batch_loss(model: nn.Module, rng: np.random.Generator, examples: VerdictExamples, size: int) -> Tensor:
+    chosen = rng.integers(len(examples.rows), size=size)
+    rows, probs = [examples.rows[i] for i in chosen], [examples.good_probs[i] for i in chosen]
+    return verdict_loss(model, VerdictExamples(rows, probs, examples.verdict_ids))
