@@ -1,4 +1,4 @@
-"""Replay and post-hoc maps: balance, golden numbers, exact round trips. The losses are in test_calibration_losses.py."""
+"""Replay and post-hoc maps: balance, golden numbers, exact round trips. Losses: test_calibration_losses.py."""
 
 import builtins
 import importlib.util

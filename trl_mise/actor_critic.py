@@ -54,13 +54,14 @@ class ValueHead(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.score = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
-        nn.init.zeros_(self.score[2].weight)
-        nn.init.zeros_(self.score[2].bias)
+            last = nn.Linear(hidden_size, 1)
+            self.score = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(N, H)` -> `(N,)`, in the head's own precision."""
-        return self.score(hidden.to(self.score[0].weight.dtype)).squeeze(-1)
+        return self.score(hidden.to(next(self.score.parameters()).dtype)).squeeze(-1)
 
 
 class ActorCritic(nn.Module):
@@ -116,11 +117,12 @@ class ActorCritic(nn.Module):
         if isinstance(self.value_model, ValueHead):
             features = hidden[value_index]
             return logits, self.value_model(features if self.value_backbone_grad else features.detach())
-        critic = getattr(self.value_model, self.value_model.base_model_prefix)
+        value_model: Any = self.value_model
+        critic = getattr(value_model, value_model.base_model_prefix)
         value_hidden = critic(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
         )[0]
-        return logits, self.value_model.score(value_hidden[value_index]).squeeze(-1)
+        return logits, value_model.score(value_hidden[value_index]).squeeze(-1)

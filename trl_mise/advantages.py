@@ -1,7 +1,7 @@
 """Reward placement and advantages over action tokens. Pure functions on named tensors.
 
-Layout: B episodes, A = most action tokens of an episode, T = most turns of an episode. Action tokens are stored compactly
-(`(B, A)`, in order, padded on the right), so that "the next action token" is simply the next column.
+Layout: B episodes, A = most action tokens of an episode, T = most turns of an episode. Action tokens are stored
+compactly (`(B, A)`, in order, padded on the right), so that "the next action token" is simply the next column.
 """
 
 from collections.abc import Callable, Sequence

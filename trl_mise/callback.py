@@ -154,7 +154,7 @@ class CalibrationCallback(TrainerCallback):
     def _with_reference_scores(
         self, batch: list[CalibrationExample], update: UpdateRecord
     ) -> list[CalibrationExample]:
-        """Asks the reference model about the episodes that it has not judged yet; the buffer remembers its verdicts."""
+        """Asks the reference model about episodes that it has not judged yet; the buffer remembers its verdicts."""
         hindsight = update.hindsight
         assert hindsight is not None
         fresh = list({id(e): e for e in batch if e.reference_scores is None}.values())

@@ -83,8 +83,8 @@ class ChatFormat(PlainFormat):
         super().__init__(tokenizer)
         if getattr(tokenizer, "chat_template", None) is None:
             raise ValueError(
-                f"processing_class {type(tokenizer).__name__} has no chat template, but episodes of several turns need "
-                "one; use an instruct model's tokenizer or set `processing_class.chat_template` to a Jinja template"
+                f"processing_class {type(tokenizer).__name__} has no chat template, but episodes of several turns "
+                "need one; use an instruct model's tokenizer or set `processing_class.chat_template`"
             )
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         first = {"role": "user", "content": _USER_1}
@@ -117,8 +117,8 @@ class ChatFormat(PlainFormat):
             before, found, rendered = rendered.partition(marker)
             if not found:
                 raise ValueError(
-                    "the chat template of processing_class drops or rewrites message contents (a user, assistant, user "
-                    "conversation does not come out with its texts in order); use a template that keeps them"
+                    "the chat template of processing_class drops or rewrites message contents (a user, assistant, "
+                    "user conversation does not come out with its texts in order); use a template that keeps them"
                 )
             pieces.append(before)
         return [*pieces, rendered]

@@ -56,7 +56,8 @@ class MISEConfig(PPOConfig):
         verdict_mode (`"expected"` or `"sampled"`, *optional*, defaults to `"expected"`):
             Score = expected utility, or utility of one sampled verdict.
         evaluator_view (`"full"`, `"masked"` or `"prefix"`, *optional*, defaults to `"prefix"`):
-            What the evaluator sees: the whole trajectory, all but the final outcome, or nothing after the step's result.
+            What the evaluator sees: the whole trajectory, all but the final outcome, or nothing after the step's own
+            result.
         evaluator_model (`"policy"` or `"reference"`, *optional*, defaults to `"policy"`):
             Who judges.
         hindsight_ema (`float`, *optional*, defaults to `0.9`):
@@ -120,9 +121,10 @@ class MISEConfig(PPOConfig):
     log_trajectories: bool = _option(True, "Write every training episode to trajectories.jsonl.")
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:
+        precision: bool | None = self.__dict__["bf16"]
+        if precision is None:
             # TRL's default is True, which PPOTrainer ignores; here it takes effect, so it must be worth having.
-            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = bool(not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
         super().__post_init__()
         if self.max_new_tokens is None:
             self.max_new_tokens = self.response_length

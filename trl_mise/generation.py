@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig
 
 from .actor_critic import pad_rows
@@ -42,25 +42,23 @@ def neutral_generation_config(sampling: Sampling, pad_token_id: int) -> Generati
 
 
 @contextmanager
-def without_own_generation_config(model: nn.Module) -> Iterator[None]:
-    """Hides the model's generation config: `generate` fills every unset option (top_p, repetition_penalty, ...) from it."""
+def without_own_generation_config(model: Any) -> Iterator[None]:
+    """Hides the model's generation config: `generate` fills options left unset (top_p, repetition_penalty) from it."""
     owners = [model]
     if hasattr(model, "get_base_model"):
-        owners.append(model.get_base_model())  # type: ignore[operator]
+        owners.append(model.get_base_model())
     saved = [owner.generation_config for owner in owners]
     for owner in owners:
-        owner.generation_config = GenerationConfig()  # type: ignore[assignment]
+        owner.generation_config = GenerationConfig()
     try:
         yield
     finally:
         for owner, config in zip(owners, saved, strict=True):
-            owner.generation_config = config  # type: ignore[assignment]
+            owner.generation_config = config
 
 
 @torch.no_grad()
-def sample(
-    model: nn.Module, contexts: Sequence[Sequence[int]], sampling: Sampling, pad_token_id: int
-) -> list[list[int]]:
+def sample(model: Any, contexts: Sequence[Sequence[int]], sampling: Sampling, pad_token_id: int) -> list[list[int]]:
     """Samples one continuation per context.
 
     Returns:
@@ -74,7 +72,7 @@ def sample(
     with without_own_generation_config(model):
         for start in range(0, len(contexts), sampling.batch_size):
             batch = pad_rows(contexts[start : start + sampling.batch_size], device, left=True, pad_id=pad_token_id)
-            output = model.generate(  # type: ignore[operator]
+            output = model.generate(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
             )
             for row in output[:, batch.input_ids.shape[1] :].tolist():

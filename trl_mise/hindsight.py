@@ -88,8 +88,8 @@ class HindsightReward:
             raise ValueError(f"hindsight_ema must be in [0, 1), got {ema}; 0 uses each batch's own statistics")
         self.chat_format = chat_format
         self.verdicts = tuple(verdicts)
-        self.utilities = _check_utilities(utilities, self.verdicts)
         self.verdict_ids = _check_verdicts(self.verdicts, chat_format)
+        self.utilities = _check_utilities(utilities, self.verdicts)
         self.template = _compile_prompt(prompt, self.verdicts)
         self.verdict_mode, self.view, self.evaluator, self.placement = verdict_mode, view, evaluator, placement
         self.coef, self.ema, self.method, self.max_tokens = float(coef), float(ema), method, max_tokens

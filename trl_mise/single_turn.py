@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from .actor_critic import pad_rows
 from .rollout import Generate
@@ -89,11 +88,11 @@ def collect_responses(
 
 @torch.no_grad()
 def reward_model_scores(
-    reward_model: nn.Module, rows: Sequence[Sequence[int]], device: torch.device, batch_size: int = 16
+    reward_model: Any, rows: Sequence[Sequence[int]], device: torch.device, batch_size: int = 16
 ) -> list[float]:
     """The reward model's score at the last token of each row, found by the row's length."""
     scores: list[float] = []
-    backbone = getattr(reward_model, reward_model.base_model_prefix)  # type: ignore[arg-type]
+    backbone = getattr(reward_model, reward_model.base_model_prefix)
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         batch = pad_rows(part, device)
@@ -104,14 +103,14 @@ def reward_model_scores(
             use_cache=False,
         )[0]
         last = torch.tensor([len(row) - 1 for row in part], device=device)
-        score = reward_model.score(hidden[torch.arange(len(part), device=device), last])  # type: ignore[operator]
+        score = reward_model.score(hidden[torch.arange(len(part), device=device), last])
         scores.extend(score.float().reshape(len(part), -1)[:, 0].tolist())
     return scores
 
 
 def score_responses(
     trajectories: Sequence[Trajectory],
-    reward_model: nn.Module | None,
+    reward_model: Any,
     device: torch.device,
     *,
     eos_token_id: int | None,

@@ -5,11 +5,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .types import HindsightScores, Trajectory
 
 
 def trajectory_record(
-    update: int, trajectory: Trajectory, scores: Sequence[float] | None, verdict_probs: Sequence[Any] | None
+    update: int, trajectory: Trajectory, scores: np.ndarray | None, verdict_probs: np.ndarray | None
 ) -> dict[str, Any]:
     """One episode as JSON values: task, seed, turns with their scores and rewards, outcome."""
     turns: list[dict[str, Any]] = []

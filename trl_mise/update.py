@@ -18,7 +18,7 @@ from .types import Trajectory
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Episodes that go through the model together; the same in every epoch, so that at lr = 0 all ratios are exactly 1.
+    """Episodes that go through the model together, in every epoch: at lr = 0 all ratios are then exactly 1.
 
     Args:
         episodes (`Tensor`): `(b,)` indices into the rollout.
@@ -76,7 +76,7 @@ class Evaluation:
 
 
 def token_log_probs(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of `token_ids` `(N,)` under `logits` `(N, V)` at the sampling temperature, and entropies `(N,)`."""
+    """Log-probabilities of `token_ids` `(N,)` under tempered `logits` `(N, V)`, and the entropies `(N,)`."""
     log_probs = (logits.float() / (temperature + 1e-7)).log_softmax(-1)
     entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
     return log_probs.gather(1, token_ids[:, None]).squeeze(1), entropy
@@ -263,13 +263,3 @@ def _step_metrics(losses: Sequence[PPOLoss], grad_norm: Any) -> dict[str, float]
     if grad_norm is not None:
         metrics["grad_norm"] = float(grad_norm)
     return metrics
-
-
-def build_targets(layout: ActionLayout, advantages: Tensor, returns: Tensor, gae_level: str) -> UpdateTargets:
-    """Values are trained at every action token, or only at the state where a turn begins (`gae_level="turn"`)."""
-    value_mask = layout.mask
-    if gae_level == "turn":
-        value_mask = torch.zeros_like(layout.mask)
-        episode, turn = layout.turn_mask.nonzero(as_tuple=True)
-        value_mask[episode, layout.turn_first[episode, turn]] = True
-    return UpdateTargets(advantages=advantages, returns=returns, value_mask=value_mask)

@@ -23,7 +23,7 @@ SMALL_SHOP: Mapping[str, Any] = {
     "results_per_page": 3,
     "max_results": 9,
 }
-"""Arguments of a shop for a laptop: every page has at most 80 words, and the vocabulary about 300."""
+"""Arguments of a shop for a laptop: every page has at most 80 words, and the vocabulary under 300."""
 
 
 class WebShopEnv:

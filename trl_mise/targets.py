@@ -1,0 +1,121 @@
+"""Rewards where they belong, then advantages and returns: what the PPO update regresses on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .advantages import (
+    ActionLayout,
+    Reduce,
+    gae,
+    per_turn,
+    place_rewards,
+    shaped_advantages,
+    spread_over_tokens,
+    sum_by_turn,
+    whiten,
+)
+from .losses import KLEstimator, kl_estimate
+from .types import Trajectory
+from .update import Evaluation, UpdateTargets
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """How rewards become advantages (names as in [`MISEConfig`]).
+
+    Args:
+        gamma, lam (`float`): of GAE, per column (turn or token).
+        turn_level (`bool`): one value and one advantage per turn.
+        kl_coef (`float`): weight of the KL *in the reward*; 0 where the KL is a loss.
+        kl_estimator (`"k1"` or `"k3"`): of the KL in the reward and of the logged KL.
+        whiten_rewards (`bool`): scale the rewards to unit variance.
+        hindsight_coef (`float`): alpha.
+        hindsight_placement (`"advantage"` or `"return"`): where alpha n_t is added.
+    """
+
+    gamma: float
+    lam: float
+    turn_level: bool
+    kl_coef: float
+    kl_estimator: KLEstimator
+    whiten_rewards: bool
+    hindsight_coef: float
+    hindsight_placement: Literal["advantage", "return"]
+
+
+def compute_targets(
+    trajectories: Sequence[Trajectory],
+    layout: ActionLayout,
+    evaluation: Evaluation,
+    step_scores: Sequence[np.ndarray] | None,
+    options: TargetOptions,
+    reduce: Reduce,
+) -> tuple[UpdateTargets, dict[str, float]]:
+    """Places environment, KL and hindsight rewards and estimates advantages (equations: docs/method.md).
+
+    Args:
+        trajectories: B episodes.
+        layout ([`ActionLayout`]): of the same episodes.
+        evaluation ([`Evaluation`]): `(B, A)` log-probabilities and values.
+        step_scores: normalised scores n_t, one array `(T,)` per episode; `None` without hindsight.
+        options ([`TargetOptions`]).
+        reduce: sums over processes, for the whitening.
+
+    Returns:
+        `tuple[UpdateTargets, dict[str, float]]`: the targets and the `objective/*` metrics.
+    """
+    turn_rewards = per_turn([[turn.reward for turn in t.turns] for t in trajectories], layout)  # (B, T)
+    turn_scores = torch.zeros_like(turn_rewards)
+    if step_scores is not None:
+        turn_scores = per_turn([scores.tolist() for scores in step_scores], layout)
+    if options.hindsight_placement == "return":
+        turn_rewards = turn_rewards + options.hindsight_coef * turn_scores
+    kl = kl_estimate(evaluation.log_probs, evaluation.ref_log_probs, options.kl_estimator) * layout.mask  # (B, A)
+    rewards = place_rewards(turn_rewards, layout) - options.kl_coef * kl
+    if options.whiten_rewards:
+        rewards = whiten(rewards, layout.mask, reduce, shift_mean=False)
+    advantages, returns = _estimate(trajectories, rewards, layout, evaluation, options)
+    if options.hindsight_placement == "advantage" and step_scores is not None:
+        advantages = shaped_advantages(advantages, turn_scores, options.hindsight_coef, layout, reduce)
+    advantages = whiten(advantages, layout.mask, reduce)
+    targets = UpdateTargets(advantages=advantages, returns=returns, value_mask=_value_mask(layout, options.turn_level))
+    return targets, {
+        "objective/kl": float(kl.sum()) / len(trajectories),
+        "objective/entropy": float(-(evaluation.log_probs * layout.mask).sum()) / len(trajectories),
+        "objective/scores": float(np.mean([t.episode_return for t in trajectories])),
+    }
+
+
+def _estimate(
+    trajectories: Sequence[Trajectory],
+    rewards: Tensor,
+    layout: ActionLayout,
+    evaluation: Evaluation,
+    options: TargetOptions,
+) -> tuple[Tensor, Tensor]:
+    """GAE over turns (one value per turn, at its state) or over action tokens; both as `(B, A)`."""
+    truncated = torch.tensor([t.stop_reason.truncated for t in trajectories], device=layout.mask.device)
+    bootstrap = evaluation.final_values * truncated
+    gamma, lam = options.gamma, options.lam
+    if not options.turn_level:
+        return gae(rewards, evaluation.values, layout.mask, bootstrap, gamma=gamma, lam=lam)
+    turn_values = evaluation.values.gather(1, layout.turn_first) * layout.turn_mask
+    advantages, returns = gae(
+        sum_by_turn(rewards, layout), turn_values, layout.turn_mask, bootstrap, gamma=gamma, lam=lam
+    )
+    return spread_over_tokens(advantages, layout), spread_over_tokens(returns, layout)
+
+
+def _value_mask(layout: ActionLayout, turn_level: bool) -> Tensor:
+    """Values are trained at every action token, or only at the state where a turn begins; `(B, A)`."""
+    if not turn_level:
+        return layout.mask
+    value_mask = torch.zeros_like(layout.mask)
+    episode, turn = layout.turn_mask.nonzero(as_tuple=True)
+    value_mask[episode, layout.turn_first[episode, turn]] = True
+    return value_mask
