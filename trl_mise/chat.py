@@ -42,18 +42,24 @@ class PlainFormat:
         self.tokenizer = tokenizer
         eos = tokenizer.eos_token_id
         self.stop_token_ids: tuple[int, ...] = () if eos is None else (int(eos),)
+        # A chat model's turn tokens are often special without having a name (eos, pad, ...) in the tokenizer.
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        flagged = {int(token_id) for token_id, token in added.items() if token.special}
+        self.special_ids = frozenset({*map(int, tokenizer.all_special_ids), *flagged} - {tokenizer.unk_token_id})
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of text that must not inject special tokens."""
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return [int(token) for token in encoded["input_ids"]]
+        # Where special tokens are ordinary words of the vocabulary as well, text can still spell them.
+        return [int(token) for token in encoded["input_ids"] if token not in self.special_ids]
 
     def encode_markup(self, text: str) -> list[int]:
         """Ids of the template's own text, special tokens included."""
         return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        # Without clean-up: "red , blue" must not become "red, blue" on its way to the environment.
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def opening(self, text: str) -> list[int]:
         return self.encode_text(text)
@@ -95,21 +101,34 @@ class ChatFormat(PlainFormat):
         self._head = self.encode_markup(head)
         self._reply_prompt = self.encode_markup(tail)
         between = self.encode_markup(pieces[2])
-        special = set(tokenizer.all_special_ids)
         # The piece between an answer and the next message starts with the token that ends the answer, if the template
         # has one; the policy samples that token itself, so it must not appear twice.
-        end = [between[0]] if between and between[0] in special else []
+        ended = self._cut(self._render(system + dialogue[:2], reply=False), [_USER_1, _REPLY])[2]
+        end = self._find_turn_end(between, self.encode_markup(ended))
         self._turn_end = end
         self._user_header = between[len(end) :]
-        self.stop_token_ids = tuple(dict.fromkeys([*self.stop_token_ids, *end]))
+        self.stop_token_ids = tuple(dict.fromkeys([*end[-1:], *self.stop_token_ids]))
         if not self.stop_token_ids:
             raise ValueError(
                 "processing_class has no eos token and its chat template does not end a turn with a special token: "
                 "generation would never stop; set `processing_class.eos_token`"
             )
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    def _render(self, messages: list[dict[str, str]], *, reply: bool = True) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
+
+    def _find_turn_end(self, between: list[int], ended: list[int]) -> list[int]:
+        """What ends an answer: `between` up to its first special token, if that is no part of the next header.
+
+        Args:
+            between (`list[int]`): from an answer to the next user message.
+            ended (`list[int]`): after an answer that is the last message.
+        """
+        position = next((i for i, token in enumerate(between) if token in self.special_ids), None)
+        if position is None or self.decode(between[:position]).strip():
+            return []
+        endings = {next((token for token in ended if token in self.special_ids), None), self.tokenizer.eos_token_id}
+        return between[: position + 1] if between[position] in endings else []
 
     def _cut(self, rendered: str, markers: list[str]) -> list[str]:
         pieces = []

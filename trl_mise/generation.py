@@ -44,9 +44,9 @@ def neutral_generation_config(sampling: Sampling, pad_token_id: int) -> Generati
 @contextmanager
 def without_own_generation_config(model: Any) -> Iterator[None]:
     """Hides the model's generation config: `generate` fills options left unset (top_p, repetition_penalty) from it."""
-    owners = [model]
-    if hasattr(model, "get_base_model"):
-        owners.append(model.get_base_model())
+    candidates = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    # A PEFT wrapper shows its base model's config; it must not be left with one of its own.
+    owners = [owner for owner in candidates if "generation_config" in vars(owner)]
     saved = [owner.generation_config for owner in owners]
     for owner in owners:
         owner.generation_config = GenerationConfig()

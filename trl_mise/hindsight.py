@@ -97,6 +97,25 @@ class HindsightReward:
         self.mu, self.sigma, self.count = 0.0, 1.0, 0
         self._rng = np.random.default_rng(seed)
 
+    @classmethod
+    def from_config(cls, chat_format: PromptFormat, config: Any) -> "HindsightReward":
+        """The reward wrapper that a [`MISEConfig`] describes; also of a subclass with another judge."""
+        return cls(
+            chat_format,
+            prompt=config.hindsight_prompt or DEFAULT_PROMPT,
+            verdicts=config.hindsight_verdicts,
+            utilities=config.hindsight_utilities,
+            verdict_mode=config.verdict_mode,
+            view=config.evaluator_view,
+            evaluator=config.evaluator_model,
+            coef=config.hindsight_coef,
+            placement=config.hindsight_placement,
+            method=config.scoring_method,
+            max_tokens=config.scoring_max_tokens,
+            ema=config.hindsight_ema,
+            seed=config.seed,
+        )
+
     # What is asked
 
     def questions(self, trajectories: Sequence[Trajectory]) -> list[ScoringRow]:

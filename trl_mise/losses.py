@@ -15,7 +15,8 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, estimator: KLEstimator
     Source: J. Schulman, "Approximating KL Divergence" (2020). Shapes: all equal.
     """
     log_ratio = ref_log_probs - log_probs
-    return -log_ratio if estimator == "k1" else log_ratio.exp() - 1 - log_ratio
+    # Near the reference, exp(x) - 1 would be all rounding in float32.
+    return -log_ratio if estimator == "k1" else log_ratio.expm1() - log_ratio
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,10 @@ class RepairedPPOTrainer(PPOTrainer):
     def _reduce_sum(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
 
+    def _gather_numbers(self, values: np.ndarray) -> np.ndarray:
+        """`(S,)` numbers of this process -> those of all processes."""
+        return np.concatenate(gather_object([values])) if self.accelerator.num_processes > 1 else values
+
     def _phase(self, name: str, detail: str = "") -> None:
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "on_phase"):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .chat import PromptFormat
@@ -151,7 +151,7 @@ def _advance(episode: _Episode, sampled: list[int], chat: PromptFormat, limits: 
     )
     episode.observation = observation
     episode.stop_reason = _stop_reason(bool(terminated), bool(truncated), len(episode.turns) + 1, limits)
-    if episode.stop_reason is not None and info.get("won") is not None:
+    if info.get("won") is not None:
         episode.won = bool(info["won"])
     episode.turns.append(_append_result(episode, turn, chat, limits))
 
@@ -165,27 +165,17 @@ def _stop_reason(terminated: bool, truncated: bool, num_turns: int, limits: Roll
 
 
 def _append_result(episode: _Episode, turn: Turn, chat: PromptFormat, limits: RolloutLimits) -> Turn:
-    """Appends o_{t+1}. If it (or the action after it) does not fit the budget, the episode is truncated instead."""
+    """Appends o_{t+1} if it fits the budget. An episode that has no room for another action is truncated."""
     ids = episode.token_ids
     result = chat.result(episode.observation, closed=turn.closed)
-    reply_prompt = chat.reply_prompt()
-    goes_on = episode.stop_reason is None
-    needed = len(ids) + len(result) + len(reply_prompt) + (limits.max_new_tokens if goes_on else 0)
+    # A terminated episode has no next state; a truncated one gets the reply prompt, where V(s_T) is read.
+    reply_prompt = [] if episode.stop_reason is StopReason.TERMINATED else chat.reply_prompt()
+    needed = len(ids) + len(result) + len(reply_prompt)
+    if episode.stop_reason is None and needed + limits.max_new_tokens > limits.max_episode_tokens:
+        episode.stop_reason = StopReason.TOKEN_BUDGET
     if needed > limits.max_episode_tokens:
-        if goes_on:
-            episode.stop_reason = StopReason.TOKEN_BUDGET
         return turn
     ids.extend(result)
     result_end = len(ids)
-    # A terminated episode has no next state; a truncated one gets the reply prompt, where V(s_T) is read.
-    if episode.stop_reason is not StopReason.TERMINATED:
-        ids.extend(reply_prompt)
-    return Turn(
-        observation=turn.observation,
-        action=turn.action,
-        reward=turn.reward,
-        action_span=turn.action_span,
-        result_end=result_end,
-        closed=turn.closed,
-        action_valid=turn.action_valid,
-    )
+    ids.extend(reply_prompt)
+    return replace(turn, result_end=result_end)

@@ -33,9 +33,11 @@ class StepCutter:
         ends = [match.end() for match in self.pattern.finditer(text)]
         if not ends:
             return [(0, len(token_ids))]
-        # Decoding a prefix is the only way that is right for every tokenizer (bytes of one character may be split).
-        lengths = [len(self.tokenizer.decode(list(token_ids[: i + 1]))) for i in range(len(token_ids))]
-        cuts = sorted({next((i + 1 for i, n in enumerate(lengths) if n >= end), len(token_ids)) for end in ends})
+        # Decoding prefixes is the only way that is right for every tokenizer. Comparing them with the text, not their
+        # lengths: a prefix that ends inside a character's bytes has a replacement character in its place.
+        prefixes = [self.tokenizer.decode(list(token_ids[: i + 1])) for i in range(len(token_ids))]
+        whole = len(token_ids)
+        cuts = sorted({next((i + 1 for i, p in enumerate(prefixes) if p[:end] == text[:end]), whole) for end in ends})
         spans: list[tuple[int, int]] = []
         start = 0
         for cut in [*cuts, len(token_ids)]:

@@ -26,7 +26,7 @@ from .envs.base import EnvironmentFactory, TextEnv
 from .envs.check import check_env
 from .generation import Sampling, sample
 from .heads import text_config
-from .hindsight import DEFAULT_PROMPT, HindsightReward
+from .hindsight import HindsightReward
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
 from .ppo_base import RepairedPPOTrainer, eval_mode, mixed_precision
@@ -163,22 +163,7 @@ class MISETrainer(RepairedPPOTrainer):
             return None
         if isinstance(hindsight, HindsightReward):
             return hindsight
-        args = self.args
-        return HindsightReward(
-            self.chat,
-            prompt=args.hindsight_prompt or DEFAULT_PROMPT,
-            verdicts=args.hindsight_verdicts,
-            utilities=args.hindsight_utilities,
-            verdict_mode=args.verdict_mode,
-            view=args.evaluator_view,
-            evaluator=args.evaluator_model,
-            coef=args.hindsight_coef or 0.0,
-            placement=args.hindsight_placement,
-            method=args.scoring_method,
-            max_tokens=args.scoring_max_tokens,
-            ema=args.hindsight_ema,
-            seed=args.seed,
-        )
+        return HindsightReward.from_config(self.chat, self.args)
 
     def _default_calibration(self) -> CalibrationCallback:
         args = self.args
@@ -361,7 +346,9 @@ class MISETrainer(RepairedPPOTrainer):
         args, hindsight = self.args, self.hindsight
         step_scores = None
         if hindsight is not None and scores is not None:
-            step_scores = scores.split(hindsight.normalise(scores))
+            values = hindsight.calibrate(scores.scores)
+            hindsight.update_statistics(self._gather_numbers(values))
+            step_scores = scores.split(hindsight.standardise(values))
         options = TargetOptions(
             gamma=args.gamma,
             lam=args.lam,

@@ -77,7 +77,8 @@ class Evaluation:
 
 def token_log_probs(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of `token_ids` `(N,)` under tempered `logits` `(N, V)`, and the entropies `(N,)`."""
-    log_probs = (logits.float() / (temperature + 1e-7)).log_softmax(-1)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    log_probs = (logits / (temperature + 1e-7)).log_softmax(-1)
     entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
     return log_probs.gather(1, token_ids[:, None]).squeeze(1), entropy
 
@@ -98,15 +99,16 @@ def evaluate_rollout(
         temperature (`float`): of the sampling; log-probabilities are those of the tempered policy.
     """
     shape, device = layout.mask.shape, layout.mask.device
-    log_probs, ref_log_probs, values = (torch.zeros(shape, device=device) for _ in range(3))
-    final_values = torch.zeros(shape[0], device=device)
+    dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+    log_probs, ref_log_probs, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(3))
+    final_values = torch.zeros(shape[0], device=device, dtype=dtype)
     for batch in micro_batches:
         tokens = layout.token_ids[batch.episodes][batch.mask]
         value_index = tuple(torch.cat(pair) for pair in zip(batch.states, batch.last, strict=True))
         logits, state_values = model(batch.tokens, batch.states, value_index)
         _scatter(log_probs, batch, token_log_probs(logits, tokens, temperature)[0])
-        _scatter(values, batch, state_values[: len(tokens)].float())
-        final_values[batch.episodes] = state_values[len(tokens) :].float()
+        _scatter(values, batch, state_values[: len(tokens)])
+        final_values[batch.episodes] = state_values[len(tokens) :].to(dtype)
     with reference() as ref_model:
         for batch in micro_batches:
             tokens = layout.token_ids[batch.episodes][batch.mask]
@@ -238,7 +240,7 @@ def _micro_batch_loss(
     num_tokens, num_values = (max(count, 1.0) for count in counts.tolist())
     return ppo_loss(
         log_probs,
-        values.float(),
+        values.to(evaluation.values.dtype),
         entropy,
         targets.select(evaluation, batch),
         coefficients,

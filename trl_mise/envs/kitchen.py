@@ -42,7 +42,7 @@ class KitchenEnv:
     Args:
         stations (`int`, defaults to 8): stations per order, the first so many of `STATION_WORDS`.
         values (`int`, defaults to 5): values to choose from, the first so many of `VALUE_WORDS`.
-        split (`str`, defaults to `"train"`): `"train"` or `"test"`.
+        split (`str`, defaults to `"train"`): `"train"` or `"test"`; a task row's own `"split"` comes first.
 
     Raises:
         ValueError: an argument is out of range.
@@ -51,7 +51,7 @@ class KitchenEnv:
     def __init__(self, *, stations: int = 8, values: int = 5, split: str = "train") -> None:
         _check_sizes(stations, values)
         _check_split(split)
-        self.split = split
+        self._default_split = self.split = split
         self.stations = STATION_WORDS[:stations]
         self.values = VALUE_WORDS[:values]
         self._wanted: dict[str, str] = {}
@@ -87,6 +87,8 @@ class KitchenEnv:
             `tuple[str, dict]`: the first observation and `info`; `info["seed"]` names the order, so that a random
             one can be played again.
         """
+        self.split = (options or {}).get("split", self._default_split)
+        _check_split(self.split)
         self._seed = self._choose_seed(seed, options)
         rng = random.Random(
             f"kitchen-{self.split}-{self._seed}"
@@ -180,8 +182,8 @@ def vocabulary(stations: int = 8, values: int = 5) -> list[str]:
     return [*SERVICE_WORDS, *STATION_WORDS[:stations], *VALUE_WORDS[:values]]
 
 
-def make_tasks(split: str, n: int, seed: int = 0) -> list[dict[str, int]]:
-    """Draws `n` different task rows `{"seed": int}` for `KitchenEnv(split=split)`.
+def make_tasks(split: str, n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Draws `n` different task rows `{"seed": int, "split": split}` for `KitchenEnv`.
 
     Train seeds lie below 2**30 and test seeds from there to 2**31, so no row can be in both splits. A longer list
     from the same `seed` does not in general start with the shorter one.
@@ -191,7 +193,7 @@ def make_tasks(split: str, n: int, seed: int = 0) -> list[dict[str, int]]:
         raise ValueError(f"n must be between 0 and {_SEEDS_PER_SPLIT}, got {n}")
     start = SPLITS.index(split) * _SEEDS_PER_SPLIT
     rng = random.Random(f"kitchen-tasks-{split}-{seed}")
-    return [{"seed": task_seed} for task_seed in rng.sample(range(start, start + _SEEDS_PER_SPLIT), n)]
+    return [{"seed": task_seed, "split": split} for task_seed in rng.sample(range(start, start + _SEEDS_PER_SPLIT), n)]
 
 
 def expert_action(env: KitchenEnv) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .webshop_catalogue import CatalogueSpec, Split, build_catalogue, check_split
+from .webshop_catalogue import CatalogueSpec, Goal, Split, build_catalogue, check_split
 from .webshop_pages import BACK, BUY, NEXT, PREV, SCORE, SUB_PAGES, THANKS, Layout, Shop, ShopState, split_words
 from .webshop_reward import is_full, purchase_reward
 
@@ -36,7 +36,8 @@ class WebShopEnv:
 
     Args:
         data_dir (`str`, *optional*): folder with the official data files; comes with a later release.
-        split (`str`): `"train"` or `"test"`; their goals are disjoint.
+        split (`str`): `"train"` or `"test"`; their goals are disjoint. A task row's own `"split"` comes first, so that
+            one factory serves training and evaluation.
         num_products, num_categories, attributes_per_category, attributes_per_product, title_attributes,
             options_per_product, values_per_option, goals_per_product (`int`): see [`CatalogueSpec`].
         catalogue_seed (`int`): seed of products and goals.
@@ -94,13 +95,17 @@ class WebShopEnv:
             goals_per_product=goals_per_product,
             seed=catalogue_seed,
         )
-        self.split: Split = check_split(split)
+        self._default_split = self.split = check_split(split)
         self.shop = Shop(build_catalogue(spec), Layout(results_per_page, max_results, show_instruction))
-        self.goals = self.shop.catalogue.goals[self.split]
         self._reward = reward
         self._max_steps = max_steps
         self._rng = np.random.default_rng()
         self._steps: int | None = None  # None until the first reset
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """Goals of the present split."""
+        return self.shop.catalogue.goals[self.split]
 
     @property
     def num_goals(self) -> int:
@@ -113,7 +118,9 @@ class WebShopEnv:
         """Opens the shop for the goal `options["goal"]` (an index into the split's goals) or one drawn from `seed`."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
-        goal = (options or {}).get("goal")
+        row = options or {}
+        self.split = check_split(row.get("split", self._default_split))
+        goal = row.get("goal")
         index = int(self._rng.integers(self.num_goals)) if goal is None else self._check_goal(goal)
         self.goal = self.goals[index]
         self.state = ShopState()
@@ -166,8 +173,8 @@ class WebShopEnv:
         return int(goal)
 
 
-def make_tasks(split: str, n: int, seed: int = 0, **env_kwargs: Any) -> list[dict[str, int]]:
-    """Dataset rows `{"seed", "goal"}` for `WebShopEnv(split=split, **env_kwargs)`.
+def make_tasks(split: str, n: int, seed: int = 0, **env_kwargs: Any) -> list[dict[str, Any]]:
+    """Dataset rows `{"seed", "goal", "split"}` for `WebShopEnv(**env_kwargs)`.
 
     Goals come in a shuffled order and repeat only after all of them were used, each time in a new order. Seeds of
     different splits are disjoint.
@@ -178,7 +185,7 @@ def make_tasks(split: str, n: int, seed: int = 0, **env_kwargs: Any) -> list[dic
     rounds = [rng.permutation(num_goals) for _ in range(math.ceil(n / num_goals))]
     offset = get_args(Split).index(check_split(split)) * 2**30
     return [
-        {"seed": offset + int(rng.integers(2**30)), "goal": int(goal)}
+        {"seed": offset + int(rng.integers(2**30)), "goal": int(goal), "split": split}
         for goal in itertools.islice(itertools.chain.from_iterable(rounds), n)
     ]
 
