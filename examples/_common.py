@@ -14,7 +14,8 @@ class ModelArguments:
     """Which policy is trained."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Instruct model from the hub or a folder; the embedded tiny policy if not given."}
+        default=None,
+        metadata={"help": "Instruct model from the hub or a folder; the embedded tiny policy if not given."},
     )
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
@@ -30,7 +31,9 @@ class ModelArguments:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model = AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=self.dtype)
-        lora = LoraConfig(r=self.lora_r, lora_alpha=self.lora_alpha, task_type="CAUSAL_LM", target_modules="all-linear")
+        lora = LoraConfig(
+            r=self.lora_r, lora_alpha=self.lora_alpha, task_type="CAUSAL_LM", target_modules="all-linear"
+        )
         return model, tokenizer, lora if self.use_peft else None
 
 

@@ -2,7 +2,7 @@
 
     accelerate launch examples/kitchen.py --output_dir runs/kitchen                       # MISE
     accelerate launch examples/kitchen.py --output_dir runs/sparse --hindsight_coef 0     # the same PPO without it
-    accelerate launch examples/kitchen.py --output_dir runs/random --judge random         # controls that must not learn
+    accelerate launch examples/kitchen.py --output_dir runs/random --judge random         # controls: must not learn
     accelerate launch examples/kitchen.py --output_dir runs/flipped --judge flipped
 
 `--warm_start hard` (default) starts where practically no sampled episode succeeds, `near_one_percent` where sparse PPO
@@ -19,7 +19,7 @@ from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import TrlParser
 from trl_mise.envs.kitchen import make_tasks
 from trl_mise.judges import judge_for
-from trl_mise.recipes import kitchen_recipe
+from trl_mise.kitchen_recipe import kitchen_recipe
 from trl_mise.tiny import cached
 
 

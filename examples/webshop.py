@@ -17,8 +17,8 @@ from datasets import Dataset
 from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import TrlParser
 from trl_mise.envs.webshop import WebShopEnv, make_tasks
-from trl_mise.recipes import WebShopRecipe
 from trl_mise.tiny import cached
+from trl_mise.webshop_recipe import WebShopRecipe
 
 SYSTEM_PROMPT = (
     "You are shopping in a text web shop. Answer every page with exactly one action and nothing else: "

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -24,7 +25,7 @@ from trl_mise.advantages import (
     whiten,
 )
 
-TOLERANCE = {"rtol": 0.0, "atol": 1e-12}
+TOLERANCE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-12}
 
 lengths = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4), min_size=1, max_size=4)
 fractions = st.floats(0, 1)
@@ -216,7 +217,14 @@ class TestGAE:
 
     def test_refuses_unequal_shapes(self) -> None:
         with pytest.raises(ValueError, match="must be equal"):
-            gae(torch.zeros(1, 2), torch.zeros(1, 3), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1), gamma=1, lam=1)
+            gae(
+                torch.zeros(1, 2),
+                torch.zeros(1, 3),
+                torch.ones(1, 2, dtype=torch.bool),
+                torch.zeros(1),
+                gamma=1,
+                lam=1,
+            )
 
 
 class TestWhiten:
@@ -236,9 +244,7 @@ class TestWhiten:
         trl = pytest.importorskip("trl.experimental.ppo.ppo_trainer")
         values = noise(self.mask.shape, 1) * 2 - 1
         expected = trl.masked_whiten(values, self.mask.double(), shift_mean=shift_mean)
-        torch.testing.assert_close(
-            whiten(values, self.mask, shift_mean=shift_mean), expected * self.mask, **TOLERANCE
-        )
+        torch.testing.assert_close(whiten(values, self.mask, shift_mean=shift_mean), expected * self.mask, **TOLERANCE)
 
     def test_a_single_value_is_centred_and_nothing_is_nan(self) -> None:
         one = torch.tensor([[True, False]])

@@ -135,7 +135,10 @@ def make_ppo_config(tmp_path: Path, **overrides: Any) -> PPOConfig:
     return PPOConfig(**short_options(tmp_path, **overrides))
 
 
-TRAINER_ARGUMENTS = ("ref_model", "reward_model", "value_model", "eval_dataset", "callbacks", "peft_config", "hindsight")
+TRAINER_ARGUMENTS = (
+    *("ref_model", "reward_model", "value_model", "data_collator", "eval_dataset", "optimizers", "callbacks"),
+    *("peft_config", "hindsight"),
+)
 
 
 def make_trainer(tmp_path: Path, **overrides: Any) -> MISETrainer:
@@ -144,7 +147,7 @@ def make_trainer(tmp_path: Path, **overrides: Any) -> MISETrainer:
     model = overrides.pop("model", None)
     model = make_policy(tokenizer) if model is None else model
     factory = overrides.pop("environment_factory", LetterEnv)
-    dataset = overrides.pop("train_dataset", None) or tasks()
+    dataset = overrides.pop("train_dataset") if "train_dataset" in overrides else tasks()
     given = {name: overrides.pop(name) for name in TRAINER_ARGUMENTS if name in overrides}
     return MISETrainer(
         make_config(tmp_path, **overrides),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -55,7 +56,7 @@ class CalibrationCallback(TrainerCallback):
         target (`"sum"`, `"step"` or `"none"`): `"sum"`: BCE(sigmoid(c + sum_t z_t), R) with a learned c, which leaves
             credit between the steps free; `"step"`: every step's score toward R; `"none"`: only the post-hoc map.
         learning_rate (`float`, *optional*): defaults to a third of the trainer's.
-        batch_size (`int`): episodes per step.
+        batch_size (`int`): episodes per step, at least 2; with several processes all of them see the same ones.
         every (`int`): calibrate after every n-th update.
         buffer_size (`int`): episodes kept.
         anchor_coef (`float`): weight of BCE(h_t, h_t^ref), the reference model's own verdicts.
@@ -81,6 +82,10 @@ class CalibrationCallback(TrainerCallback):
             raise ValueError(f"calibration target={target!r} is unknown; choose 'sum', 'step' or 'none'")
         if every < 1:
             raise ValueError(f"calibration every={every} must be at least 1")
+        if batch_size < 2:
+            raise ValueError(f"calibration batch_size={batch_size} must be at least 2: one success and one failure")
+        if not anchor_coef >= 0:
+            raise ValueError(f"calibration anchor_coef={anchor_coef} must be at least 0; 0 switches the anchor off")
         self.target = target
         self.learning_rate = learning_rate
         self.batch_size = batch_size
@@ -104,7 +109,11 @@ class CalibrationCallback(TrainerCallback):
         hindsight = update.hindsight
         update.metrics.update(hindsight_metrics(update.scores, update.trajectories, hindsight.utilities))
         episodes = zip(update.trajectories, update.scores.split(), strict=True)
-        self.buffer.add(CalibrationExample(trajectory, scores) for trajectory, scores in episodes)
+        examples = [CalibrationExample(trajectory, scores) for trajectory, scores in episodes]
+        if update.accelerator.num_processes > 1:
+            # With the same buffer everywhere, either all processes take a step or none does; else one would wait.
+            examples = gather_object(examples)
+        self.buffer.add(examples)
         if state.global_step % self.every == 0:
             # A frozen judge, or one that is no language model, is only corrected by the post-hoc map.
             if self.target != "none" and hindsight.evaluator == "policy" and hindsight.asks_a_model:
@@ -123,12 +132,14 @@ class CalibrationCallback(TrainerCallback):
         optimizer.zero_grad()
         metrics: dict[str, float] = {}
         for part in _split_by_tokens(batch, self.max_tokens):
-            share = len(part) / len(batch)
+            # Means over episodes and (the anchor) over steps, so that the parts add up to the whole batch's means.
+            shares = {"loss": len(part) / len(batch), "anchor": _num_steps(part) / _num_steps(batch)}
             with update.accelerator.autocast():
                 losses = self._losses(part, update, bias)
-            sum(losses.values(), torch.zeros((), device=bias.device)).mul(share).backward()
+            losses = {name: shares[name] * loss for name, loss in losses.items()}
+            sum(losses.values(), torch.zeros((), device=bias.device)).backward()
             for name, loss in losses.items():
-                metrics[f"calibration/{name}"] = metrics.get(f"calibration/{name}", 0.0) + share * float(loss.detach())
+                metrics[f"calibration/{name}"] = metrics.get(f"calibration/{name}", 0.0) + float(loss.detach())
         self._step(optimizer, args, update.accelerator)
         return {**metrics, "calibration/bias": float(bias.detach())}
 
@@ -202,7 +213,7 @@ class CalibrationCallback(TrainerCallback):
         """Refits the post-hoc map g on (h_t, R) of the buffer's episodes, balanced by outcome."""
         if self.posthoc == "identity":
             return
-        batch = self.buffer.sample_balanced(len(self.buffer), self.rng)
+        batch = self.buffer.sample_balanced(max(2, len(self.buffer)), self.rng)
         if batch:
             returns = self._unit_returns(batch)
             per_step = np.concatenate([np.full(len(e.scores), r) for e, r in zip(batch, returns, strict=True)])
@@ -248,7 +259,13 @@ class CalibrationCallback(TrainerCallback):
         self.rng.bit_generator.state = payload["rng"]
         self.optimizer = None
         path = os.path.join(directory, "calibration_optimizer.pt")
-        self._optimizer_state = torch.load(path, weights_only=True) if os.path.exists(path) else None
+        self._optimizer_state = (
+            torch.load(path, map_location="cpu", weights_only=True) if os.path.exists(path) else None
+        )
+
+
+def _num_steps(batch: list[CalibrationExample]) -> int:
+    return sum(example.trajectory.num_steps for example in batch)
 
 
 def _split_by_tokens(batch: list[CalibrationExample], max_tokens: int | None) -> list[list[CalibrationExample]]:

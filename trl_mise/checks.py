@@ -17,6 +17,8 @@ def check_arguments(
     """Raises a `ValueError` that names the argument and the fix."""
     if train_dataset is None:
         raise ValueError("train_dataset is required: one row per task (environment) or per prompt")
+    # Of this process alone; the number of processes is known later.
+    check_batch(len(train_dataset), config.per_device_train_batch_size * config.gradient_accumulation_steps)
     if getattr(processing_class, "pad_token_id", None) is None:
         raise ValueError(
             "processing_class has no pad token; set one, e.g. "

@@ -50,6 +50,7 @@ class RepairedPPOTrainer(PPOTrainer):
         # transformers reads this while saving; PPOTrainer never sets it.
         self.is_distributed_loading_by_transformers = getattr(self, "is_distributed_loading_by_transformers", False)
         self._window: dict[str, list[float]] = defaultdict(list)
+        self._disable_functional_dropout()
         self._restore_lora_dropout()
         if args.gradient_checkpointing:
             self.actor_critic.gradient_checkpointing_enable(
@@ -58,6 +59,13 @@ class RepairedPPOTrainer(PPOTrainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(PhaseProgressCallback())
+
+    def _disable_functional_dropout(self) -> None:
+        """PPOTrainer only finds dropout *modules*; attention layers keep their rate as a number."""
+        for module in self.actor_critic.modules():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, float) and name.endswith("dropout"):
+                    setattr(module, name, 0.0)
 
     def _restore_lora_dropout(self) -> None:
         """PPOTrainer sets every dropout to 0; the one that the user asked for in `peft_config` stays."""
@@ -128,7 +136,7 @@ class RepairedPPOTrainer(PPOTrainer):
             if name in ("episode", "lr"):
                 self._window[name].clear()
             self._window[name].append(float(value))
-        if not self.control.should_log:
+        if not self.control.should_log or not self._window:
             return
         means = {name: float(np.mean(values)) for name, values in self._window.items()}
         if self.accelerator.num_processes > 1:

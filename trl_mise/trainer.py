@@ -146,6 +146,7 @@ class MISETrainer(RepairedPPOTrainer):
         self._kl_is_loss = (args.kl_placement or ("loss" if has_environment else "reward")) == "loss"
         self._envs: list[TextEnv] = []
         self._log_file: TrajectoryLog | None = None
+        self._in_session = False
         calibrates = any(isinstance(callback, CalibrationCallback) for callback in self.callback_handler.callbacks)
         if self.hindsight is not None and not calibrates:
             self.add_callback(self._default_calibration())
@@ -225,6 +226,7 @@ class MISETrainer(RepairedPPOTrainer):
         self.control.should_training_stop = False
         if args.log_trajectories and args.should_save:
             self._log_file = TrajectoryLog(os.path.join(args.output_dir, "trajectories.jsonl"))
+        self._in_session = True
         try:
             self._fire("on_train_begin")
             yield self._batches(TaskSampler(self.train_dataset_len, args.batch_size, seed=args.seed))
@@ -233,6 +235,7 @@ class MISETrainer(RepairedPPOTrainer):
             self._close()
 
     def _close(self) -> None:
+        self._in_session = False
         if self._log_file is not None:
             self._log_file.close()
             self._log_file = None
@@ -250,8 +253,10 @@ class MISETrainer(RepairedPPOTrainer):
             self._fire("on_step_begin")
             rows = sampler.next_batch()[self.accelerator.process_index :: self.accelerator.num_processes]
             yield [dict(self.train_dataset[int(row)]) for row in rows]
-            if (update + 1) % per_epoch == 0:
+            stops = self.control.should_training_stop or update + 1 == self.args.num_total_batches
+            if stops or (update + 1) % per_epoch == 0:
                 self._fire("on_epoch_end")
+                self._follow_control({})
             if self.control.should_training_stop:
                 return
 
@@ -392,7 +397,7 @@ class MISETrainer(RepairedPPOTrainer):
     def _end_update(
         self, trajectories: list[Trajectory], scores: HindsightScores | None, metrics: dict[str, float]
     ) -> None:
-        """Calibration and flow control (callbacks), then logging, evaluation and saving as they asked."""
+        """Calibration and flow control (callbacks), then what they asked for."""
         state = self.state
         metrics.update(lr=self.lr_scheduler.get_last_lr()[0], episode=state.episode)
         self.lr_scheduler.step()
@@ -406,7 +411,11 @@ class MISETrainer(RepairedPPOTrainer):
             self._fire("on_step_end", update=record)
         if self._log_file is not None:
             self._log_file.write(state.global_step, trajectories, scores)
-        self._log_window(record.metrics)
+        self._follow_control(record.metrics)
+
+    def _follow_control(self, metrics: Mapping[str, float]) -> None:
+        """Logs, evaluates and saves where the callbacks asked for it."""
+        self._log_window(metrics)
         if self.control.should_evaluate and self.eval_dataset is not None:
             self.evaluate()
         if self.control.should_save:
@@ -443,6 +452,8 @@ class MISETrainer(RepairedPPOTrainer):
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         rows = [dict(dataset[i]) for i in range(rank, len(dataset), ranks)]
         trajectories = self.collect(rows, greedy=True) if rows else []
+        if not self._in_session:
+            self._close()
         if ranks > 1:
             trajectories = gather_object(trajectories)
         measured = {name.removeprefix("env/"): value for name, value in episode_metrics(trajectories).items()}

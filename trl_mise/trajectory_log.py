@@ -55,8 +55,13 @@ class TrajectoryLog:
         probs = scores.split(scores.verdict_probs) if scores is not None else [None] * len(trajectories)
         for trajectory, episode_scores, episode_probs in zip(trajectories, per_episode, probs, strict=True):
             record = trajectory_record(update, trajectory, episode_scores, episode_probs)
-            self._file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+            self._file.write(json.dumps(record, ensure_ascii=False, default=_plain) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: NumPy's numbers stay numbers, anything else is written out."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)

@@ -131,4 +131,4 @@ class HindsightScores:
     def split(self, values: np.ndarray | None = None) -> list[np.ndarray]:
         """Cuts `(S, ...)` values (default: the scores) into one array per episode."""
         values = self.scores if values is None else values
-        return np.split(values, np.cumsum(self.num_steps)[:-1])
+        return np.split(values, np.cumsum(self.num_steps))[:-1]

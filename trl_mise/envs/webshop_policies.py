@@ -3,6 +3,8 @@
 They are for tests and for warm starts; none is seen by the trained policy.
 """
 
+import random
+
 import numpy as np
 
 from .webshop import WebShopEnv
@@ -20,7 +22,7 @@ def expert_action(env: WebShopEnv) -> str:
 
 def hasty_action(
     env: WebShopEnv,
-    rng: np.random.Generator,
+    rng: np.random.Generator | random.Random,
     *,
     p_search: float = 0.8,
     p_first: float = 0.9,
@@ -31,7 +33,7 @@ def hasty_action(
 
     Args:
         env ([`WebShopEnv`]): as it is before the step.
-        rng (`np.random.Generator`): draws the habits, independently at each step.
+        rng (`np.random.Generator` or `random.Random`): draws the habits, independently at each step.
         p_search (`float`): probability of searching by the category alone.
         p_first (`float`): probability of clicking the first result, whatever it is.
         p_keep (`float`): probability of staying with a product although it does not satisfy the goal.

@@ -1,0 +1,144 @@
+"""The tiny policy of the web shop demo: it knows how to shop, and its habits keep it from doing so.
+
+Warm start in two stretches. First the expert's episodes, so that the skill is there (search, compare, choose
+options); then the episodes of a hasty customer, who searches by category alone, takes the first result and skips the
+options, so that the habits win. Greedy play afterwards succeeds on about one goal in ten. Its verdicts are learned from soft labels
+that are right with probability `verdict_accuracy`, on the steps of hasty and of clumsy customers. It is a stand-in for
+an instruct model's weak prior: more is in it than it shows.
+"""
+
+import functools
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from .envs import webshop
+from .envs.base import EnvironmentFactory
+from .envs.webshop_policies import expert_action, hasty_action, judge_step
+from .hindsight import HindsightReward
+from .rollout import RolloutLimits
+from .tiny import MemoisedFormat, Progress, build_policy, build_tokenizer
+from .warm_start import Act, Phase, ScriptedEpisodes, VerdictExamples, scripted_rollouts, verdict_examples, warm_start
+
+HINDSIGHT_PROMPT = "judge {{ action }}"
+
+
+@dataclass(frozen=True)
+class WebShopRecipe:
+    """A tiny policy for the small shop, and how to train it.
+
+    Args:
+        verdict_accuracy (`float`): how often the verdict labels are right (soft labels).
+        p_search, p_first, p_skip (`float`): the hasty customer's habits: search by category alone, click the first
+            result whatever it is, skip the options.
+        episodes (`int`): demonstrations of each kind.
+        expert_steps, hasty_steps (`int`): optimizer steps of the two stretches.
+        hidden_size (`int`): width of the decoder.
+        seed (`int`): of weights and batches.
+    """
+
+    verdict_accuracy: float = 0.75
+    p_search: float = 0.8
+    p_first: float = 0.9
+    p_skip: float = 0.9
+    episodes: int = 2000
+    expert_steps: int = 300
+    hasty_steps: int = 120
+    hidden_size: int = 64
+    seed: int = 0
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """Arguments of `WebShopEnv` and of its `make_tasks`: the small shop, instruction on the first page only."""
+        return {**webshop.SMALL_SHOP, "show_instruction": False}
+
+    @property
+    def limits(self) -> RolloutLimits:
+        return RolloutLimits(max_turns=8, max_new_tokens=10, max_episode_tokens=480)
+
+    def environment_factory(self, split: str = "train") -> EnvironmentFactory:
+        return functools.partial(webshop.WebShopEnv, split=split, **self.env_kwargs)
+
+    def training_defaults(self) -> dict[str, Any]:
+        """`MISEConfig` options for this policy on a laptop's CPU."""
+        return {
+            "learning_rate": 3e-4,
+            "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": 48,
+            "gradient_accumulation_steps": 2,
+            "num_mini_batches": 2,
+            "num_ppo_epochs": 2,
+            "total_episodes": 96 * 80,
+            "temperature": 1.0,
+            "max_turns": self.limits.max_turns,
+            "max_new_tokens": self.limits.max_new_tokens,
+            "max_episode_tokens": self.limits.max_episode_tokens,
+            "local_rollout_forward_batch_size": 128,
+            "kl_coef": 0.05,
+            "vf_coef": 0.5,
+            "hindsight_prompt": HINDSIGHT_PROMPT,
+            "gradient_checkpointing": False,
+            "logging_steps": 1,
+            "eval_strategy": "steps",
+            "eval_steps": 20,
+            "save_strategy": "no",
+            "num_sample_generations": 0,
+            "report_to": "none",
+            "use_cpu": True,
+        }
+
+    def build(self, progress: Progress | None = None) -> tuple[Any, Any]:
+        """Builds and warm-starts (model, tokenizer)."""
+        tokenizer = build_tokenizer([*webshop.vocabulary(self.env_kwargs), "judge", "good", "bad"])
+        chat = MemoisedFormat(tokenizer)
+        model = build_policy(tokenizer, hidden_size=self.hidden_size, max_positions=512, seed=self.seed)
+        verdicts = self._verdicts(chat)
+        phases = [
+            Phase("expert", self.expert_steps, self._play(chat, _expert, 1).trajectories, verdicts),
+            Phase("hasty", self.hasty_steps, self._play(chat, self._hasty, 2).trajectories, verdicts),
+        ]
+        warm_start(model, phases, seed=self.seed, progress=progress)
+        return model, tokenizer
+
+    def _play(self, chat: MemoisedFormat, act: Act, seed: int, *, judged: bool = False) -> ScriptedEpisodes:
+        tasks = webshop.make_tasks("train", self.episodes, seed=seed, **self.env_kwargs)
+        judge = judge_step if judged else None
+        return scripted_rollouts(self.environment_factory(), tasks, act, chat, self.limits, seed=seed, judge=judge)
+
+    def _hasty(self, env: Any, rng: random.Random) -> str:
+        return hasty_action(env, rng, p_search=self.p_search, p_first=self.p_first, p_skip=self.p_skip)
+
+    def _verdicts(self, chat: MemoisedFormat) -> VerdictExamples:
+        """Questions about the steps of hasty and clumsy customers, seen from the step and from the end."""
+        played = [self._play(chat, act, seed, judged=True) for act, seed in ((self._hasty, 3), (_Clumsy(), 4))]
+        episodes = ScriptedEpisodes(
+            [trajectory for part in played for trajectory in part.trajectories],
+            [judged for part in played for judged in part.judged_good],
+        )
+        evaluators = [HindsightReward(chat, prompt=HINDSIGHT_PROMPT, view=view) for view in ("prefix", "full")]
+        return verdict_examples(episodes, evaluators, self.verdict_accuracy)
+
+
+def _expert(env: Any, rng: random.Random) -> str:
+    return expert_action(env)
+
+
+class _Clumsy:
+    """A customer who repeats himself, clicks what is not there, and wanders; a judge must have seen such steps."""
+
+    def __init__(self, p_wander: float = 0.1, p_nonsense: float = 0.1, p_repeat: float = 0.1) -> None:
+        self._thresholds = (p_wander, p_wander + p_nonsense, p_wander + p_nonsense + p_repeat)
+        self._last = ""
+
+    def __call__(self, env: Any, rng: random.Random) -> str:
+        wander, nonsense, repeat = self._thresholds
+        draw = rng.random()
+        if draw < wander and env.state.page != "search":
+            return rng.choice(env.admissible_actions())
+        if draw < nonsense:
+            product = rng.choice(env.shop.catalogue.products)
+            return f"click[{rng.choice([product.asin, *product.query.split()])}]"
+        if draw < repeat and self._last:
+            return self._last
+        self._last = hasty_action(env, rng, p_search=0.4, p_first=0.5, p_keep=0.6, p_skip=0.4)
+        return self._last
