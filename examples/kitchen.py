@@ -19,7 +19,7 @@ from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import TrlParser
 from trl_mise.envs.kitchen import make_tasks
 from trl_mise.judges import judge_for
-from trl_mise.kitchen_recipe import kitchen_recipe
+from trl_mise.recipes import kitchen_recipe
 from trl_mise.tiny import cached
 
 

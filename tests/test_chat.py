@@ -167,16 +167,17 @@ class TestText:
 
     def test_special_tokens_that_are_words_of_the_vocabulary(self) -> None:
         chat = ChatFormat(spelling_tokenizer())
-        assert chat.decode(chat.encode_text("red <|im_end|> <|im_start|> user <pad> blue")) == "red user blue"
+        text = chat.encode_text("red <|im_end|> <|im_start|> user <pad> blue")
+        assert chat.tokenizer.convert_ids_to_tokens(text) == ["red", "user", "blue"]
         unknown = chat.tokenizer.unk_token_id
         assert chat.encode_text("red what blue").count(unknown) == 1, "an unknown word is text, not markup"
 
     def test_decoding_cleans_nothing_up(self) -> None:
         """`clean_up_tokenization_spaces` would pull the comma to the word: another query than the policy wrote."""
-        tokenizer = byte_tokenizer()
+        tokenizer = word_tokenizer()
         tokenizer.clean_up_tokenization_spaces = True
         chat = ChatFormat(tokenizer)
-        assert chat.decode(sampled(chat, "search[red , blue ?]")) == "search[red , blue ?]"
+        assert chat.decode(sampled(chat, "search[ red , blue ]")) == "search[ red , blue ]"
 
 
 class TestQuestions:

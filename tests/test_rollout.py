@@ -219,11 +219,14 @@ class TestEnd:
     @pytest.mark.parametrize("won", [True, False])
     def test_verdict_of_the_environment_counts(self, won: bool) -> None:
         """Whatever the return says; and also where the rollout, not the environment, ends the episode."""
-        for max_turns, budget in ((5, 1000), (1, 1000), (5, 12)):
+        reasons = []
+        for max_turns, budget in ((5, 1000), (1, 1000), (5, 11)):
             limits = RolloutLimits(max_turns=max_turns, max_new_tokens=2, max_episode_tokens=budget)
             env = ScriptedEnv(["red", "red red red", "blue"], rewards=[0.0, float(not won)], info={"won": won})
             trajectory = play([say("go")] * 2, env, limits)
             assert trajectory.won is won and trajectory.success is won
+            reasons.append(trajectory.stop_reason)
+        assert reasons == [StopReason.TERMINATED, StopReason.MAX_TURNS, StopReason.TOKEN_BUDGET]
 
     def test_without_a_verdict_the_return_counts(self) -> None:
         for reward, success in ((1.0, True), (0.5, False)):

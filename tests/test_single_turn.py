@@ -153,14 +153,14 @@ class TestRewardModel:
         scores = reward_model_scores(model, ROWS, CPU, batch_size)
         with torch.no_grad():
             alone = [float(model.score(model.model(torch.tensor([row]))[0][0, -1])) for row in ROWS]
-        assert scores == pytest.approx(alone, abs=1e-6)
+        assert scores == pytest.approx(alone, abs=1e-5)
         assert len(set(scores)) == len(ROWS)
 
     def test_agrees_with_the_models_own_forward(self) -> None:
         model = tiny_reward_model(12, pad_token_id=0)
         with torch.no_grad():
             expected = [float(model(torch.tensor([row])).logits) for row in ROWS]
-        assert reward_model_scores(model, ROWS, CPU) == pytest.approx(expected, abs=1e-6)
+        assert reward_model_scores(model, ROWS, CPU) == pytest.approx(expected, abs=1e-5)
 
 
 class FixedScores(nn.Module):

@@ -1,44 +1,220 @@
-"""The tiny policies that the examples and learning tests start from, with their noise levels."""
+"""The tiny policies of the kitchen order desk, with their noise levels.
+
+The warm start has two halves. The clean one teaches to look an order up and compare a choice with it, on nearly clean
+demonstrations and verdicts (what is noisy from the start is never learned); all recipes share it. The noisy one
+leaves a policy that is right about as often as its demonstrations, and verdicts as soft as their labels. Greedy play
+would be nearly perfect afterwards; it is the *sampled* policy that fails: right with probability p at each of eight choices, it
+succeeds with probability p^8.
+"""
 
 import functools
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from .chat import ChatFormat
 from .envs import kitchen
 from .envs.base import EnvironmentFactory
 from .hindsight import HindsightReward
 from .rollout import RolloutLimits
-from .tiny import MemoisedFormat, Progress, build_policy, build_tokenizer
-from .warm_start import Judge, Phase, VerdictExamples, scripted_rollouts, verdict_examples, warm_start
+from .tiny import MemoisedFormat, Progress, build_policy, build_tokenizer, cached
+from .warm_start import Act, Judge, Phase, scripted_rollouts, verdict_examples, warm_start
 
-VERDICTS = ("good", "bad")
+HINDSIGHT_PROMPT = "judge {{ action }}"
+WARM_STARTS = {"hard": 0.38, "near_one_percent": 0.55}
+"""Share of right choices in the noisy demonstrations: 0.38^8 = 0.0004, 0.55^8 = 0.008."""
 
 
 @dataclass(frozen=True)
-class KitchenRecipe:
+class KitchenBase:
+    """The clean half: first orders of a few stations, where looking up is learned soon, then whole ones.
+
+    Args:
+        stations, values (`int`): of the environment.
+        accuracy (`float`): of demonstrations and verdict labels.
+        short_steps, full_steps (`int`): optimizer steps on short and on whole orders.
+        num_layers (`int`): three, because a verdict looks up *and* compares.
+        episodes (`int`): scripted episodes to draw from, per use.
+        seed (`int`): of weights, tasks, scripts and batches.
+    """
+
     stations: int = 8
     values: int = 5
-    demo_accuracy: float = 0.4
-    verdict_accuracy: float = 0.75
-    biased: bool = False
+    accuracy: float = 0.98
+    short_steps: int = 200
+    full_steps: int = 250
+    num_layers: int = 3
+    episodes: int = 1000
     seed: int = 0
-    clean_accuracy: float = 0.98
-    clean_steps: int = 300
-    noisy_steps: int = 120
-    episodes: int = 1500
-
-    @property
-    def hindsight_prompt(self) -> str:
-        return "judge {{ action }}"
 
     @property
     def limits(self) -> RolloutLimits:
+        """Bounds that an episode never reaches: an action is two words and the token that ends it."""
         return RolloutLimits(max_turns=self.stations, max_new_tokens=3, max_episode_tokens=16 + 12 * self.stations)
 
     def environment_factory(self, split: str = "train") -> EnvironmentFactory:
         return functools.partial(kitchen.KitchenEnv, stations=self.stations, values=self.values, split=split)
 
-    def words(self) -> list[str]:
-        return [*kitchen.vocabulary(self.stations, self.values), "judge", *VERDICTS]
+    def build(self, progress: Progress | None = None) -> tuple[Any, Any]:
+        """Builds (model, tokenizer)."""
+        tokenizer = build_tokenizer([*kitchen.vocabulary(self.stations, self.values), "judge", "good", "bad"])
+        positions = self.limits.max_episode_tokens + 16
+        model = build_policy(tokenizer, num_layers=self.num_layers, max_positions=positions, seed=self.seed)
+        lesson = functools.partial(self.lesson, tokenizer, demo_accuracy=self.accuracy, verdict_accuracy=self.accuracy)
+        short = functools.partial(ShortOrders, min(3, self.stations), stations=self.stations, values=self.values)
+        phases = [
+            lesson("short orders", self.short_steps, env_factory=short),
+            lesson("whole orders", self.full_steps),
+        ]
+        warm_start(model, phases, seed=self.seed, progress=progress)
+        return model, tokenizer
+
+    def lesson(
+        self,
+        tokenizer: Any,
+        name: str,
+        steps: int,
+        *,
+        demo_accuracy: float,
+        verdict_accuracy: float,
+        env_factory: EnvironmentFactory | None = None,
+        judge: Judge = kitchen.judge_step,
+        seed: int | None = None,
+        learning_rate: float = 3e-3,
+    ) -> Phase:
+        """Demonstrations of one accuracy, and verdicts on episodes played at even odds, so that both words occur."""
+        chat = MemoisedFormat(tokenizer)
+        evaluators = [HindsightReward(chat, prompt=HINDSIGHT_PROMPT, view=view) for view in ("prefix", "full")]
+        seed = self.seed if seed is None else seed
+        play = functools.partial(
+            scripted_rollouts, env_factory or self.environment_factory(), chat=chat, limits=self.limits
+        )
+        demonstrations, judged = (
+            play(
+                kitchen.make_tasks("train", self.episodes, seed=_mix(seed, name, use)),
+                _chooser(accuracy),
+                seed=_mix(seed, name, use),
+                judge=asked,
+            )
+            for use, accuracy, asked in (("demonstrations", demo_accuracy, None), ("verdicts", 0.5, judge))
+        )
+        return Phase(
+            name=name,
+            steps=steps,
+            demonstrations=demonstrations.trajectories,
+            verdicts=verdict_examples(judged, evaluators, verdict_accuracy),
+            learning_rate=learning_rate,
+            batch_size=24 if env_factory is None else 48,
+            verdict_batch_size=32,
+        )
+
+
+@dataclass(frozen=True)
+class KitchenRecipe:
+    """A tiny policy for the kitchen: the shared clean half, then the noise that makes it play and judge badly.
+
+    Args:
+        demo_accuracy (`float`): share of right choices in the noisy demonstrations (wrong ones are uniform); the
+            policy's own accuracy ends up close to it.
+        verdict_accuracy (`float`): the noisy judge tells the truth with this probability (soft labels).
+        biased (`bool`): the judge also calls a station's favourite value good where it is wrong.
+        steps (`int`): optimizer steps.
+        base ([`KitchenBase`]): the clean half.
+        seed (`int`): of the noisy half's tasks, scripts and batches.
+    """
+
+    demo_accuracy: float = WARM_STARTS["hard"]
+    verdict_accuracy: float = 0.75
+    biased: bool = False
+    steps: int = 80
+    base: KitchenBase = field(default_factory=KitchenBase)
+    seed: int = 0
+
+    @property
+    def limits(self) -> RolloutLimits:
+        return self.base.limits
+
+    def environment_factory(self, split: str = "train") -> EnvironmentFactory:
+        return self.base.environment_factory(split)
+
+    def build(self, progress: Progress | None = None) -> tuple[Any, Any]:
+        """Builds (model, tokenizer); the clean half comes from the cache."""
+        model, tokenizer = cached(self.base, progress=progress)
+        noise = self.base.lesson(
+            tokenizer,
+            "noise",
+            self.steps,
+            demo_accuracy=self.demo_accuracy,
+            verdict_accuracy=self.verdict_accuracy,
+            judge=kitchen.biased_judge_step if self.biased else kitchen.judge_step,
+            seed=self.seed,
+            learning_rate=1e-3,
+        )
+        warm_start(model, [noise], seed=self.seed, progress=progress)
+        return model, tokenizer
+
+    def training_defaults(self) -> dict[str, Any]:
+        """`MISEConfig` options for this policy: 60 updates of 32 episodes on a CPU."""
+        return {
+            "learning_rate": 3e-4,
+            "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": 16,
+            "gradient_accumulation_steps": 2,
+            "num_mini_batches": 2,
+            "num_ppo_epochs": 2,
+            "total_episodes": 32 * 60,
+            "temperature": 1.0,
+            "max_turns": self.limits.max_turns,
+            "max_new_tokens": self.limits.max_new_tokens,
+            "max_episode_tokens": self.limits.max_episode_tokens,
+            "local_rollout_forward_batch_size": 128,
+            "kl_coef": 0.02,
+            "vf_coef": 0.5,
+            "hindsight_prompt": HINDSIGHT_PROMPT,
+            "gradient_checkpointing": False,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "num_sample_generations": 0,
+            "report_to": "none",
+            "use_cpu": True,
+        }
+
+
+class ShortOrders(kitchen.KitchenEnv):
+    """Kitchen orders of a few stations, another few in every episode: the nursery of [`KitchenBase`].
+
+    Args:
+        few (`int`): stations in one order.
+        stations (`int`): stations to choose from.
+        values (`int`): as in `KitchenEnv`.
+    """
+
+    def __init__(self, few: int, *, stations: int, values: int) -> None:
+        super().__init__(stations=stations, values=values)
+        self._few, self._all_stations = few, self.stations
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        self.stations = tuple(random.Random(f"short-{seed}").sample(self._all_stations, self._few))
+        return super().reset(seed=seed, options=options)
+
+
+def kitchen_recipe(name: str, *, biased: bool = False, seed: int = 0) -> KitchenRecipe:
+    """The recipe of a warm start: `"hard"` (hardly any sampled episode succeeds) or `"near_one_percent"`."""
+    if name not in WARM_STARTS:
+        raise ValueError(f"warm_start={name!r} is unknown; choose one of {tuple(WARM_STARTS)}")
+    # A bias is one more thing to learn.
+    return KitchenRecipe(demo_accuracy=WARM_STARTS[name], biased=biased, steps=160 if biased else 80, seed=seed)
+
+
+def _chooser(accuracy: float) -> Act:
+    def act(env: Any, rng: random.Random) -> str:
+        return kitchen.noisy_action(env, rng, accuracy)
+
+    return act
+
+
+def _mix(seed: int, *names: str) -> int:
+    """A seed of its own for every use."""
+    return random.Random(f"{seed}-{'-'.join(names)}").getrandbits(31)

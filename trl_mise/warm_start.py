@@ -53,22 +53,33 @@ class VerdictExamples:
     good_probs: list[tuple[float, ...]]
     verdict_ids: tuple[int, int]
 
+    def draw(self, rng: np.random.Generator, size: int) -> "VerdictExamples":
+        """`size` random episodes with their questions."""
+        chosen = rng.integers(len(self.rows), size=size)
+        return VerdictExamples([self.rows[i] for i in chosen], [self.good_probs[i] for i in chosen], self.verdict_ids)
+
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of supervised learning.
+    """One stretch of supervised learning, with an optimizer of its own.
 
     Args:
         name (`str`): for the progress display.
         steps (`int`): optimizer steps.
         demonstrations (`list[Trajectory]`): their action tokens are imitated.
-        verdicts ([`VerdictExamples`], *optional*): learned at the same time.
+        verdicts ([`VerdictExamples`]): learned at the same time.
+        learning_rate (`float`): of Adam; rises over the first steps and falls to a tenth along a cosine.
+        batch_size (`int`): demonstrations per step.
+        verdict_batch_size (`int`): episodes per step whose every step is judged.
     """
 
     name: str
     steps: int
     demonstrations: list[Trajectory]
-    verdicts: VerdictExamples | None = None
+    verdicts: VerdictExamples
+    learning_rate: float = 3e-3
+    batch_size: int = 32
+    verdict_batch_size: int = 16
 
 
 def scripted_rollouts(
@@ -142,44 +153,30 @@ def verdict_examples(
     return VerdictExamples(rows, good_probs, (good, bad))
 
 
-def warm_start(
-    model: nn.Module,
-    phases: Sequence[Phase],
-    *,
-    learning_rate: float = 3e-3,
-    batch_size: int = 32,
-    verdict_batch_size: int = 16,
-    verdict_coef: float = 1.0,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> None:
+def warm_start(model: nn.Module, phases: Sequence[Phase], *, seed: int = 0, progress: Progress | None = None) -> None:
     """Trains `model` in place, phase by phase, on imitation plus verdict cross-entropy; no global random state.
 
-    The learning rate rises over the first steps, stays, and falls to a tenth over the last phase.
+    Every phase starts a new optimizer: after clean data Adam's second moments are tiny, and the first noisy batches
+    would throw away with giant steps what has been learned.
 
     Args:
         model (`nn.Module`): causal LM.
-        phases (`Sequence[Phase]`): in order; clean before noisy: noise from the start was never learned through.
-        learning_rate (`float`): of Adam.
-        batch_size (`int`): demonstrations per step.
-        verdict_batch_size (`int`): episodes per step whose every step is judged.
-        verdict_coef (`float`): weight of the verdict loss.
+        phases (`Sequence[Phase]`): in order. Easy before hard and clean before noisy: what is noisy from the start is
+            never learned.
         seed (`int`): of the batches.
         progress ([`Progress`], *optional*): called after every step with (phase, steps done, steps in all).
     """
     rng = np.random.default_rng(seed)
     total = sum(phase.steps for phase in phases)
-    last = phases[-1].steps
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.98))
-    model.train()
     done = 0
+    model.train()
     for phase in phases:
-        for _ in range(phase.steps):
+        optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
+        for step in range(phase.steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * _schedule(done, total, last)
-            loss = imitation_loss(model, _draw(rng, phase.demonstrations, batch_size))
-            if phase.verdicts is not None:
-                loss = loss + verdict_coef * _verdict_batch_loss(model, rng, phase.verdicts, verdict_batch_size)
+                group["lr"] = phase.learning_rate * _schedule(step, phase.steps)
+            loss = imitation_loss(model, _draw(rng, phase.demonstrations, phase.batch_size))
+            loss = loss + verdict_loss(model, phase.verdicts.draw(rng, phase.verdict_batch_size))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -190,12 +187,9 @@ def warm_start(
     model.eval()
 
 
-def _schedule(done: int, total: int, last: int, warmup: int = 20) -> float:
-    """Linear warm-up; cosine to a tenth over the last phase."""
-    if done < warmup:
-        return (done + 1) / warmup
-    into_last = max(0, done - (total - last)) / last
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * into_last))
+def _schedule(step: int, steps: int, warmup: int = 20) -> float:
+    """Linear warm-up; cosine to a tenth."""
+    return min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
 
 
 def _draw(rng: np.random.Generator, items: Sequence[Any], size: int) -> list[Any]:
@@ -217,9 +211,3 @@ def verdict_loss(model: nn.Module, examples: VerdictExamples) -> Tensor:
     logits = score_steps(model, examples.rows, examples.verdict_ids, requires_grad=True).logits  # (S, 2)
     good = torch.tensor([prob for probs in examples.good_probs for prob in probs], device=logits.device)  # (S,)
     return nn.functional.cross_entropy(logits, torch.stack((good, 1 - good), dim=1).to(logits.dtype))
-
-
-def _verdict_batch_loss(model: nn.Module, rng: np.random.Generator, examples: VerdictExamples, size: int) -> Tensor:
-    chosen = rng.integers(len(examples.rows), size=size)
-    rows, probs = [examples.rows[i] for i in chosen], [examples.good_probs[i] for i in chosen]
-    return verdict_loss(model, VerdictExamples(rows, probs, examples.verdict_ids))
