@@ -6,7 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
+
+from trl_mise.tiny import cached
 
 
 @dataclass
@@ -35,6 +38,13 @@ class ModelArguments:
             r=self.lora_r, lora_alpha=self.lora_alpha, task_type="CAUSAL_LM", target_modules="all-linear"
         )
         return model, tokenizer, lora if self.use_peft else None
+
+
+def load_tiny(recipe: Any) -> tuple[Any, Any]:
+    """The recipe's (model, tokenizer), warm-started with a progress bar or loaded from the cache."""
+    # For matrices this small, handing work to a second thread costs more than it saves, much more on a busy machine.
+    torch.set_num_threads(1)
+    return cached(recipe, progress=WarmStartProgress())
 
 
 class WarmStartProgress:

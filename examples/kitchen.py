@@ -12,7 +12,7 @@ can learn too; `--biased True` warm-starts a judge that praises one wrong value 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from _common import Stopwatch, WarmStartProgress, plot_learning_curve, success_curve, write_summary
+from _common import Stopwatch, load_tiny, plot_learning_curve, success_curve, write_summary
 from datasets import Dataset
 
 from trl_mise import MISEConfig, MISETrainer
@@ -20,7 +20,6 @@ from trl_mise._trl import TrlParser
 from trl_mise.envs.kitchen import make_tasks
 from trl_mise.judges import judge_for
 from trl_mise.recipes import kitchen_recipe
-from trl_mise.tiny import cached
 
 
 @dataclass
@@ -42,7 +41,7 @@ def main() -> None:
     parser.set_defaults_with_config(**kitchen_recipe("hard").training_defaults())
     kitchen, args = parser.parse_args_and_config()
     recipe = kitchen_recipe(kitchen.warm_start, biased=kitchen.biased, seed=args.seed)
-    model, tokenizer = cached(recipe, progress=WarmStartProgress())
+    model, tokenizer = load_tiny(recipe)
     trainer = MISETrainer(
         args=args,
         processing_class=tokenizer,

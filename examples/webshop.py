@@ -11,13 +11,12 @@ Every field of `MISEConfig` is a flag; `--config file.yaml` sets them from a fil
 from dataclasses import dataclass, field
 from functools import partial
 
-from _common import ModelArguments, Stopwatch, WarmStartProgress, plot_learning_curve, write_summary
+from _common import ModelArguments, Stopwatch, load_tiny, plot_learning_curve, write_summary
 from datasets import Dataset
 
 from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import TrlParser
 from trl_mise.envs.webshop import WebShopEnv, make_tasks
-from trl_mise.tiny import cached
 from trl_mise.webshop_recipe import WebShopRecipe
 
 SYSTEM_PROMPT = (
@@ -63,7 +62,7 @@ def main() -> None:
     shop, model_args, args = parser.parse_args_and_config()
 
     if is_tiny:
-        model, tokenizer = cached(recipe, progress=WarmStartProgress())
+        model, tokenizer = load_tiny(recipe)
         lora, env_kwargs = None, recipe.env_kwargs
     else:
         model, tokenizer, lora = model_args.load()

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,14 +13,12 @@ from hypothesis import strategies as st
 from trl_mise.chat import ChatFormat
 from trl_mise.envs import kitchen
 from trl_mise.hindsight import HindsightReward
-from trl_mise.recipes import KitchenRecipe, kitchen_recipe
+from trl_mise.recipes import HINDSIGHT_PROMPT, KitchenBase, KitchenRecipe, ShortOrders, kitchen_recipe
 from trl_mise.rollout import RolloutLimits, collect_rollouts
 from trl_mise.tiny import CACHE_VARIABLE, MemoisedFormat, build_policy, build_tokenizer, cache_path, cached
 from trl_mise.types import StopReason
 from trl_mise.warm_start import (
     Phase,
-    ScriptedEpisodes,
-    VerdictExamples,
     imitation_loss,
     scripted_rollouts,
     verdict_examples,
@@ -26,13 +26,18 @@ from trl_mise.warm_start import (
     warm_start,
 )
 
-PROMPT = "judge {{ action }}"
 WORDS = [*kitchen.vocabulary(), "judge", "good", "bad"]
 TOKENIZER = build_tokenizer(WORDS)
 CHAT = MemoisedFormat(TOKENIZER)
 LIMITS = RolloutLimits(max_turns=2, max_new_tokens=3, max_episode_tokens=64)
 # Small enough to be built in a second; it learns nothing.
-SMALL = KitchenRecipe(stations=2, values=2, episodes=8, short_steps=1, full_steps=2, noisy_steps=1)
+SMALL_BASE = KitchenBase(stations=2, values=2, episodes=8, short_steps=1, full_steps=2, num_layers=1)
+SMALL = KitchenRecipe(base=SMALL_BASE, steps=1)
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 def small_kitchen():
@@ -49,7 +54,7 @@ def play(act=clumsy, episodes=6, judge=kitchen.judge_step, **kwargs):
 
 
 def evaluator(**kwargs):
-    return HindsightReward(CHAT, prompt=PROMPT, **{"view": "prefix", **kwargs})
+    return HindsightReward(CHAT, prompt=HINDSIGHT_PROMPT, **{"view": "prefix", **kwargs})
 
 
 def weights(model):
@@ -88,7 +93,12 @@ class TestTokenizer:
 
     def test_a_conversation_in_tokens(self):
         """An observation costs its words and two tokens; an answer its words and the token that ends it."""
-        assert TOKENIZER.convert_ids_to_tokens(CHAT.opening("now grill")) == ["<|user|>", "now", "grill", "<|assistant|>"]
+        assert TOKENIZER.convert_ids_to_tokens(CHAT.opening("now grill")) == [
+            "<|user|>",
+            "now",
+            "grill",
+            "<|assistant|>",
+        ]
         assert CHAT.stop_token_ids == (TOKENIZER.eos_token_id,)
         assert TOKENIZER.pad_token_id != TOKENIZER.eos_token_id
         result = [*CHAT.result("done", closed=False), *CHAT.reply_prompt()]
@@ -200,6 +210,14 @@ class TestVerdictExamples:
         assert imitation_loss(model, play().trajectories).item() == pytest.approx(math.log(len(TOKENIZER)))
         assert verdict_loss(model, examples).item() == pytest.approx(math.log(2))
 
+    def test_a_draw_keeps_questions_and_answers_together(self):
+        examples = verdict_examples(play(episodes=20), [evaluator()], 0.75)
+        answers = {tuple(row.token_ids): probs for row, probs in zip(examples.rows, examples.good_probs, strict=True)}
+        drawn = examples.draw(np.random.default_rng(0), 12)
+        assert len(drawn.rows) == len(drawn.good_probs) == 12
+        assert all(answers[tuple(r.token_ids)] == p for r, p in zip(drawn.rows, drawn.good_probs, strict=True))
+        assert drawn.verdict_ids == examples.verdict_ids
+
     def test_verdict_loss_is_the_cross_entropy_with_the_soft_answers(self):
         model = build_policy(TOKENIZER, num_layers=1)
         episodes = play()
@@ -211,14 +229,15 @@ class TestVerdictExamples:
 
 
 class TestWarmStart:
-    def phase(self, steps):
+    def phase(self, steps, **kwargs):
         expert = play(lambda env, rng: kitchen.expert_action(env), episodes=16).trajectories
-        return Phase("try", steps, expert, verdict_examples(play(episodes=16), [evaluator()], 0.9))
+        verdicts = verdict_examples(play(episodes=16), [evaluator()], 0.9)
+        return Phase("try", steps, expert, verdicts, **{"batch_size": 4, "verdict_batch_size": 4, **kwargs})
 
     def test_losses_fall(self):
-        model, phase = build_policy(TOKENIZER), self.phase(steps=40)
+        model, phase = build_policy(TOKENIZER), self.phase(steps=40, batch_size=16, verdict_batch_size=16)
         before = imitation_loss(model, phase.demonstrations).item(), verdict_loss(model, phase.verdicts).item()
-        warm_start(model, [phase], batch_size=16, verdict_batch_size=16)
+        warm_start(model, [phase])
         after = imitation_loss(model, phase.demonstrations).item(), verdict_loss(model, phase.verdicts).item()
         assert after[0] < 0.3 * before[0]
         assert after[1] < 0.8 * before[1]
@@ -228,7 +247,7 @@ class TestWarmStart:
         for seed, noise in (0, 1), (0, 2), (1, 1):
             torch.manual_seed(noise)  # the global random state plays no part
             model = build_policy(TOKENIZER)
-            warm_start(model, [self.phase(steps=3)], batch_size=4, verdict_batch_size=4, seed=seed)
+            warm_start(model, [self.phase(steps=3)], seed=seed)
             results.append(weights(model))
         assert torch.equal(results[0], results[1])
         assert not torch.equal(results[0], results[2])
@@ -245,38 +264,39 @@ class TestWarmStart:
     def test_progress(self):
         seen = []
         phases = [dataclasses.replace(self.phase(steps), name=name) for name, steps in (("a", 2), ("b", 1))]
-        warm_start(
-            build_policy(TOKENIZER, num_layers=1),
-            phases,
-            batch_size=2,
-            verdict_batch_size=2,
-            progress=lambda *report: seen.append(report),
-        )
+        warm_start(build_policy(TOKENIZER, num_layers=1), phases, progress=lambda *report: seen.append(report))
         assert seen == [("a", 1, 3), ("a", 2, 3), ("b", 3, 3)]
 
 
 class TestCache:
-    def test_built_once_and_loaded_the_same(self, tmp_path, monkeypatch):
-        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-        built, _ = SMALL.build()
-        first, tokenizer = cached(SMALL)
+    def test_built_once_and_loaded_the_same(self, monkeypatch):
+        built, built_tokenizer = SMALL_BASE.build()
+        first, _ = cached(SMALL_BASE)
         assert torch.equal(weights(built), weights(first))
-        monkeypatch.setattr(KitchenRecipe, "build", lambda *_: pytest.fail("it is in the cache"))
-        again, _ = cached(SMALL)
+        monkeypatch.setattr(KitchenBase, "build", lambda *_: pytest.fail("it is in the cache"))
+        again, tokenizer = cached(SMALL_BASE)
         assert torch.equal(weights(first), weights(again))
         assert not again.training
-        assert tokenizer.get_vocab() == SMALL.tokenizer().get_vocab()
+        assert tokenizer.get_vocab() == built_tokenizer.get_vocab()
         text = "order : grill rare <|end|>"
-        assert ChatFormat(tokenizer).opening(text) == ChatFormat(SMALL.tokenizer()).opening(text)
-        assert [path.name for path in (tmp_path / "cache").iterdir()] == [cache_path(SMALL).name]
+        assert ChatFormat(tokenizer).opening(text) == ChatFormat(built_tokenizer).opening(text)
+        assert ChatFormat(tokenizer).stop_token_ids == (built_tokenizer.eos_token_id,)
 
-    def test_every_field_is_part_of_the_key(self, tmp_path):
-        paths = {cache_path(SMALL, tmp_path)}
-        for field in dataclasses.fields(SMALL):
-            value = getattr(SMALL, field.name)
-            other = (not value) if isinstance(value, bool) else value + 1 if isinstance(value, int) else value + 0.1
-            paths.add(cache_path(dataclasses.replace(SMALL, **{field.name: other}), tmp_path))
-        assert len(paths) == 1 + len(dataclasses.fields(SMALL))
+    def test_where_it_is_kept(self, tmp_path, monkeypatch):
+        assert cache_path(SMALL).parent == tmp_path / "cache"
+        assert cache_path(SMALL, tmp_path / "here").parent == tmp_path / "here"
+        monkeypatch.delenv(CACHE_VARIABLE)
+        monkeypatch.setattr(Path, "home", lambda: tmp_path)
+        assert cache_path(SMALL).parent == tmp_path / ".cache" / "trl-mise"
+
+    @pytest.mark.parametrize("recipe", [SMALL_BASE, SMALL], ids=lambda recipe: type(recipe).__name__)
+    def test_every_field_is_part_of_the_key(self, recipe):
+        paths = {cache_path(recipe)}
+        for field in dataclasses.fields(recipe):
+            value = getattr(recipe, field.name)
+            other = KitchenBase() if field.name == "base" else not value if value is False else value + 1
+            paths.add(cache_path(dataclasses.replace(recipe, **{field.name: other})))
+        assert len(paths) == 1 + len(dataclasses.fields(recipe))
 
     def test_a_build_that_fails_leaves_nothing(self, tmp_path, monkeypatch):
         class Unsavable:
@@ -284,75 +304,90 @@ class TestCache:
                 (folder / "half").write_text("a model")
                 raise OSError("disk full")
 
-        monkeypatch.setattr(KitchenRecipe, "build", lambda *_: (Unsavable(), Unsavable()))
+        monkeypatch.setattr(KitchenBase, "build", lambda *_: (Unsavable(), Unsavable()))
         with pytest.raises(OSError, match="disk full"):
-            cached(SMALL, tmp_path)
-        assert list(tmp_path.iterdir()) == []
+            cached(SMALL_BASE)
+        assert list((tmp_path / "cache").iterdir()) == []
+
+    def test_a_process_that_was_faster_wins(self, monkeypatch):
+        """Two processes that build at once: the second finds the place taken, and takes what is there."""
+        build, winner = KitchenBase.build, cache_path(SMALL_BASE)
+
+        def slow(recipe, progress=None):
+            results = build(recipe, progress)
+            if not winner.is_dir():
+                for result in results:
+                    result.save_pretrained(winner)
+            return results
+
+        monkeypatch.setattr(KitchenBase, "build", slow)
+        model, _ = cached(SMALL_BASE)
+        assert torch.equal(weights(model), weights(build(SMALL_BASE)[0]))
+        assert list(winner.parent.iterdir()) == [winner]
 
 
 class TestKitchenRecipe:
-    def test_phases(self):
-        """Short orders first; the noise comes last, at the accuracies that the recipe states."""
-        recipe = KitchenRecipe(episodes=120, demo_accuracy=0.4)
-        chat = MemoisedFormat(recipe.tokenizer())
-        stretches = recipe.stretches(chat)
-        phases = [phase for stretch in stretches for phase in stretch.phases]
-        assert [len(phase.demonstrations[0].turns) for phase in phases] == [3, 5, 8, 8]
-        right = [
-            sum(kitchen_right(trajectory) for trajectory in phase.demonstrations)
-            / sum(trajectory.num_steps for trajectory in phase.demonstrations)
-            for phase in phases
-        ]
-        assert right == pytest.approx([0.98, 0.98, 0.98, 0.4], abs=0.05)
-        labels = [{p for probs in phase.verdicts.good_probs for p in probs} for phase in phases]
-        assert [sorted(values) for values in labels[2:]] == [pytest.approx([0.02, 0.98]), [0.25, 0.75]]
-        longest = max(row.packed_length for phase in phases for row in phase.verdicts.rows)
-        assert max(len(t.token_ids) for t in phases[-1].demonstrations) <= recipe.limits.max_episode_tokens
-        assert longest > 0 and TOKENIZER.unk_token_id not in phases[-1].verdicts.rows[0].token_ids
+    def test_noise_is_as_stated(self):
+        """Right choices in the demonstrations, even odds where verdicts are learned, labels as soft as stated."""
+        base = KitchenBase(episodes=150)
+        phase = base.lesson(TOKENIZER, "noise", 1, demo_accuracy=0.4, verdict_accuracy=0.75)
+        right = [right_choices(trajectory) / 8 for trajectory in phase.demonstrations]
+        assert sum(right) / len(right) == pytest.approx(0.4, abs=0.05)
+        labels = [prob for probs in phase.verdicts.good_probs for prob in probs]
+        assert set(labels) == {0.25, 0.75}
+        assert labels.count(0.75) / len(labels) == pytest.approx(0.5, abs=0.05)
+        longest = max(row.visible[-1] + len(row.suffixes[-1]) for row in phase.verdicts.rows)
+        assert max(len(t.token_ids) for t in phase.demonstrations) <= base.limits.max_episode_tokens
+        assert longest <= base.limits.max_episode_tokens + 16
 
-    def test_a_biased_judge_praises_favourites(self):
-        probs = {}
-        for biased in (False, True):
-            recipe = dataclasses.replace(KITCHEN_SHORT, biased=biased)
-            phase = recipe.stretches(MemoisedFormat(recipe.tokenizer()))[-1].phases[-1]
-            probs[biased] = [p for row in phase.verdicts.good_probs for p in row]
-        assert len(probs[True]) == len(probs[False])
-        praised = [b for a, b in zip(probs[False], probs[True], strict=True) if a != b]
-        assert praised and set(praised) == {0.75}
+    def test_a_biased_judge_only_praises_more(self):
+        base = KitchenBase(episodes=30)
+        labels = []
+        for judge in kitchen.judge_step, kitchen.biased_judge_step:
+            phase = base.lesson(TOKENIZER, "noise", 1, demo_accuracy=0.4, verdict_accuracy=0.75, judge=judge)
+            labels.append([prob for probs in phase.verdicts.good_probs for prob in probs])
+        changed = [pair for pair in zip(*labels, strict=True) if pair[0] != pair[1]]
+        assert changed and set(changed) == {(0.25, 0.75)}
 
-    def test_progress_counts_all_steps(self):
-        seen = []
-        SMALL.build(lambda *report: seen.append(report))
-        total = sum(getattr(SMALL, name) for name in ("short_steps", "full_steps", "noisy_steps")) + SMALL.middle_steps
-        assert [report[1:] for report in seen] == [(done, total) for done in range(1, total + 1)]
+    def test_short_orders_name_all_stations_in_time(self):
+        env = ShortOrders(3, stations=8, values=5)
+        seen = set()
+        for seed in range(30):
+            _, info = env.reset(seed=seed)
+            assert len(env.stations) == 3 and info["instruction"].count(",") == 2
+            assert env.reset(seed=seed)[1] == info
+            seen |= set(env.stations)
+        assert seen == set(kitchen.KitchenEnv().stations)
+
+    def test_the_clean_half_is_shared(self, tmp_path):
+        one, tokenizer = cached(SMALL)
+        other, _ = cached(dataclasses.replace(SMALL, demo_accuracy=0.9))
+        names = sorted(path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir())
+        assert names == ["KitchenBase", "KitchenRecipe", "KitchenRecipe"]
+        assert not torch.equal(weights(one), weights(other))
+        assert len(tokenizer) == one.config.vocab_size
+
+    def test_same_recipe_same_weights(self):
+        assert torch.equal(weights(SMALL.build()[0]), weights(SMALL.build()[0]))
+        other = dataclasses.replace(SMALL, seed=1)
+        assert not torch.equal(weights(SMALL.build()[0]), weights(other.build()[0]))
 
     def test_the_environment_is_the_recipes(self):
-        env = dataclasses.replace(SMALL, stations=3).environment_factory("test")()
+        recipe = KitchenRecipe(base=KitchenBase(stations=3, values=2))
+        env = recipe.environment_factory("test")()
         assert (len(env.stations), len(env.values), env.split) == (3, 2, "test")
+        options = recipe.training_defaults()
+        assert (options["max_turns"], options["max_new_tokens"]) == (3, 3)
 
     def test_names(self):
         assert kitchen_recipe("hard").demo_accuracy < kitchen_recipe("near_one_percent").demo_accuracy
-        assert kitchen_recipe("hard", biased=True, seed=3) == dataclasses.replace(
-            kitchen_recipe("hard"), biased=True, seed=3
-        )
+        recipe = kitchen_recipe("hard", biased=True, seed=3)
+        assert recipe.biased and recipe.seed == 3
         with pytest.raises(ValueError, match="warm_start='easy' is unknown"):
             kitchen_recipe("easy")
 
 
-KITCHEN_SHORT = KitchenRecipe(episodes=20, short_steps=1, full_steps=1, noisy_steps=1)
-
-
-def kitchen_right(trajectory):
+def right_choices(trajectory):
     """How many choices were the order's."""
     wanted = set(trajectory.instruction.removeprefix("order : ").split(" , "))
     return sum(turn.action in wanted for turn in trajectory.turns)
-
-
-def test_episodes_and_judgements_stay_together():
-    """A draw keeps questions and answers of an episode side by side."""
-    import numpy as np
-
-    episodes = ScriptedEpisodes(play(episodes=5).trajectories, [(True, True)] * 2 + [(False, False)] * 3)
-    examples = verdict_examples(episodes, [evaluator()], 1.0)
-    assert np.array(examples.good_probs).tolist() == [[1.0, 1.0]] * 2 + [[0.0, 0.0]] * 3
-    assert isinstance(examples, VerdictExamples) and len(examples.rows) == 5

@@ -1,9 +1,9 @@
 """The tiny policies of the kitchen order desk, with their noise levels.
 
 The warm start has two halves. The clean one teaches to look an order up and compare a choice with it, on nearly clean
-demonstrations and verdicts (what is noisy from the start is never learned); all recipes share it. The noisy one
-leaves a policy that is right about as often as its demonstrations, and verdicts as soft as their labels. Greedy play
-would be nearly perfect afterwards; it is the *sampled* policy that fails: right with probability p at each of eight choices, it
+demonstrations and verdicts (what is noisy from the start is never learned); all recipes share it. The noisy one leaves
+a policy that is right about as often as its demonstrations, and verdicts as soft as their labels. Greedy play would be
+nearly perfect afterwards; it is the *sampled* policy that fails: right with probability p at each of eight choices, it
 succeeds with probability p^8.
 """
 

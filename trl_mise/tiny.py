@@ -1,4 +1,4 @@
-"""A policy small enough for a laptop: a word-level tokenizer with a chat template, a from-scratch decoder, and a cache.
+"""A policy small enough for a laptop: a word-level tokenizer with a chat template, a from-scratch decoder, a cache.
 
 Together with the warm start (`warm_start.py`, `recipes.py`) it stands in for an instruct model and its weak prior: it
 speaks one environment's language, plays it badly, and judges steps a little better than chance. It knows nothing else.

@@ -1,10 +1,10 @@
 """The tiny policy of the web shop demo: it knows how to shop, and its habits keep it from doing so.
 
-Warm start in two stretches. First the expert's episodes, so that the skill is there (search, compare, choose
-options); then the episodes of a hasty customer, who searches by category alone, takes the first result and skips the
-options, so that the habits win. Greedy play afterwards succeeds on about one goal in ten. Its verdicts are learned from soft labels
-that are right with probability `verdict_accuracy`, on the steps of hasty and of clumsy customers. It is a stand-in for
-an instruct model's weak prior: more is in it than it shows.
+Warm start in two stretches. First the expert's episodes, so that the skill is there (search, compare, choose options);
+then those of a hasty customer, who mostly searches by category alone, takes the first result and skips the options, so
+that the habits win: greedy play succeeds on about one goal in ten. Verdicts are learned from soft labels, first nearly
+clean ones, then ones that are right with probability `verdict_accuracy`, on the steps of hasty and clumsy customers. It
+is a stand-in for an instruct model's weak prior: more is in it than it shows.
 """
 
 import functools
@@ -18,9 +18,11 @@ from .envs.webshop_policies import expert_action, hasty_action, judge_step
 from .hindsight import HindsightReward
 from .rollout import RolloutLimits
 from .tiny import MemoisedFormat, Progress, build_policy, build_tokenizer
-from .warm_start import Act, Phase, ScriptedEpisodes, VerdictExamples, scripted_rollouts, verdict_examples, warm_start
+from .warm_start import Act, Phase, ScriptedEpisodes, scripted_rollouts, verdict_examples, warm_start
 
 HINDSIGHT_PROMPT = "judge {{ action }}"
+CLEAN_ACCURACY = 0.97
+"""Of the verdict labels in the expert's stretch."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,18 @@ class WebShopRecipe:
             result whatever it is, skip the options.
         episodes (`int`): demonstrations of each kind.
         expert_steps, hasty_steps (`int`): optimizer steps of the two stretches.
-        hidden_size (`int`): width of the decoder.
+        num_layers (`int`): three, because a verdict looks up *and* compares.
         seed (`int`): of weights and batches.
     """
 
     verdict_accuracy: float = 0.75
-    p_search: float = 0.8
-    p_first: float = 0.9
-    p_skip: float = 0.9
+    p_search: float = 0.65
+    p_first: float = 0.7
+    p_skip: float = 0.7
     episodes: int = 2000
     expert_steps: int = 300
     hasty_steps: int = 120
-    hidden_size: int = 64
+    num_layers: int = 3
     seed: int = 0
 
     @property
@@ -62,13 +64,14 @@ class WebShopRecipe:
     def training_defaults(self) -> dict[str, Any]:
         """`MISEConfig` options for this policy on a laptop's CPU."""
         return {
-            "learning_rate": 3e-4,
-            "lr_scheduler_type": "constant",
+            "learning_rate": 4e-4,
+            "lr_scheduler_type": "linear",
             "per_device_train_batch_size": 48,
             "gradient_accumulation_steps": 2,
             "num_mini_batches": 2,
-            "num_ppo_epochs": 2,
-            "total_episodes": 96 * 80,
+            "num_ppo_epochs": 3,
+            "total_episodes": 96 * 40,
+            "gamma": 0.95,  # steps that change nothing should cost something
             "temperature": 1.0,
             "max_turns": self.limits.max_turns,
             "max_new_tokens": self.limits.max_new_tokens,
@@ -80,7 +83,7 @@ class WebShopRecipe:
             "gradient_checkpointing": False,
             "logging_steps": 1,
             "eval_strategy": "steps",
-            "eval_steps": 20,
+            "eval_steps": 10,
             "save_strategy": "no",
             "num_sample_generations": 0,
             "report_to": "none",
@@ -91,11 +94,16 @@ class WebShopRecipe:
         """Builds and warm-starts (model, tokenizer)."""
         tokenizer = build_tokenizer([*webshop.vocabulary(self.env_kwargs), "judge", "good", "bad"])
         chat = MemoisedFormat(tokenizer)
-        model = build_policy(tokenizer, hidden_size=self.hidden_size, max_positions=512, seed=self.seed)
-        verdicts = self._verdicts(chat)
+        model = build_policy(tokenizer, num_layers=self.num_layers, max_positions=512, seed=self.seed)
+        judged = self._judged(chat)
+        evaluators = [HindsightReward(chat, prompt=HINDSIGHT_PROMPT, view=view) for view in ("prefix", "full")]
+        expert, hasty = (self._play(chat, act, number) for number, act in ((1, _expert), (2, self._hasty)))
+        clean, noisy = (
+            verdict_examples(judged, evaluators, accuracy) for accuracy in (CLEAN_ACCURACY, self.verdict_accuracy)
+        )
         phases = [
-            Phase("expert", self.expert_steps, self._play(chat, _expert, 1).trajectories, verdicts),
-            Phase("hasty", self.hasty_steps, self._play(chat, self._hasty, 2).trajectories, verdicts),
+            Phase("expert", self.expert_steps, expert.trajectories, clean),
+            Phase("hasty", self.hasty_steps, hasty.trajectories, noisy, learning_rate=1e-3),
         ]
         warm_start(model, phases, seed=self.seed, progress=progress)
         return model, tokenizer
@@ -108,15 +116,13 @@ class WebShopRecipe:
     def _hasty(self, env: Any, rng: random.Random) -> str:
         return hasty_action(env, rng, p_search=self.p_search, p_first=self.p_first, p_skip=self.p_skip)
 
-    def _verdicts(self, chat: MemoisedFormat) -> VerdictExamples:
-        """Questions about the steps of hasty and clumsy customers, seen from the step and from the end."""
-        played = [self._play(chat, act, seed, judged=True) for act, seed in ((self._hasty, 3), (_Clumsy(), 4))]
-        episodes = ScriptedEpisodes(
+    def _judged(self, chat: MemoisedFormat) -> ScriptedEpisodes:
+        """Episodes of hasty and of clumsy customers, every step judged."""
+        played = [self._play(chat, act, number, judged=True) for number, act in ((3, self._hasty), (4, _Clumsy()))]
+        return ScriptedEpisodes(
             [trajectory for part in played for trajectory in part.trajectories],
             [judged for part in played for judged in part.judged_good],
         )
-        evaluators = [HindsightReward(chat, prompt=HINDSIGHT_PROMPT, view=view) for view in ("prefix", "full")]
-        return verdict_examples(episodes, evaluators, self.verdict_accuracy)
 
 
 def _expert(env: Any, rng: random.Random) -> str:
