@@ -1,13 +1,19 @@
 """A plain TRL PPO script, and the one class that changes.
 
-    python examples/swap_one_class.py --trainer ppo  --output_dir runs/swap-ppo
-    python examples/swap_one_class.py --trainer mise --output_dir runs/swap-mise
+    python examples/swap_one_class.py --trainer ppo  --output_dir runs/swap-ppo      # PPOTrainer
+    python examples/swap_one_class.py --trainer mise --output_dir runs/swap-mise     # MISETrainer, same arguments
 
-No environment: a response is cut into steps, the reward model's score is its sparse return, and with `MISETrainer` the
-policy also judges every step. Everything is tiny and made here, so that it runs anywhere in a minute: prompts name a
-colour, the "reward model" pays the share of words that repeat it. Success = a score above 0.5.
+No environment: prompts, one response each, a reward model that scores it. With `MISETrainer` the response is cut into
+steps at `step_delimiter`, the score is their sparse return, and the policy judges every step. `MISEConfig` is a
+`PPOConfig` with more options, which PPOTrainer does not look at; `MISETrainer` takes a plain `PPOConfig` as well.
+
+Everything is tiny and made here, so that it runs on a CPU in seconds. A prompt names a colour ("say red :"); wanted is
+a list of it ("red ; red ; red ; red ;"), and the reward model pays the share of words in their right place. Success is
+a score of at least 0.75. The policy starts from random weights, so its verdicts know nothing until calibration has
+taught them: this shows that the swap works, not that it wins (for that, see webshop.py and kitchen.py).
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,14 +21,35 @@ import torch
 from _common import Stopwatch, write_summary
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers.modeling_outputs import BaseModelOutput
 from trl import TrlParser
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.experimental.ppo import PPOTrainer
 
-from trl_mise import MISETrainer
+from trl_mise import MISEConfig, MISETrainer
 from trl_mise.tiny import build_policy, build_tokenizer
 
+TRAINERS = {"ppo": PPOTrainer, "mise": MISETrainer}
 COLOURS = ("red", "green", "blue", "white")
-TRAINERS = {"ppo": PPOTrainer, "mise": MISETrainer}  # the swap
+DELIMITER = ";"
+SUCCESS = 0.75
+DEFAULTS = {
+    "output_dir": "runs/swap",
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 64,
+    "total_episodes": 64 * 40,
+    "num_ppo_epochs": 2,
+    "response_length": 8,
+    "temperature": 1.0,
+    "kl_coef": 0.01,
+    "step_delimiter": DELIMITER,
+    "hindsight_prompt": "judge {{ action }}",
+    "gradient_checkpointing": False,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "num_sample_generations": 0,
+    "report_to": "none",
+    "use_cpu": True,
+}
 
 
 @dataclass
@@ -30,108 +57,112 @@ class SwapArguments:
     """The experiment."""
 
     trainer: Literal["ppo", "mise"] = field(default="mise", metadata={"help": "PPOTrainer or MISETrainer."})
-    eval_episodes: int = field(default=128, metadata={"help": "Sampled responses before and after."})
+    eval_episodes: int = field(default=256, metadata={"help": "Prompts answered before and after training."})
 
 
-class _Words(torch.nn.Module):
-    """Stands in for a reward model's backbone: one-hot words, summed up to each position."""
+class ListReward(torch.nn.Module):
+    """Stands where your reward model stands; has what TRL asks of one: a backbone with hidden states, and `score`."""
 
-    def __init__(self, vocab_size: int) -> None:
+    base_model_prefix = "backbone"
+
+    def __init__(self, tokenizer: Any, response_length: int) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
-
-    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        counts = torch.nn.functional.one_hot(input_ids, self.vocab_size).float().cumsum(1)
-        first = torch.nn.functional.one_hot(input_ids[:, 1:2], self.vocab_size).float().expand_as(counts)
-        hidden = torch.cat([counts, first], dim=-1)
-        return _Output(last_hidden_state=hidden, hidden_states=(hidden,))
+        self.backbone = _RightWords(*tokenizer.convert_tokens_to_ids([":", DELIMITER]), response_length)
+        self.score = torch.nn.Identity()
 
 
-class _Output(dict):
-    """As a model output: fields by name, by key and by position."""
+class _RightWords(torch.nn.Module):
+    """Share of the response's words that are in their right place, up to each position."""
 
-    def __getattr__(self, name: str) -> Any:
-        return self[name]
-
-    def __getitem__(self, key: Any) -> Any:
-        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
-
-
-class RepeatReward(torch.nn.Module):
-    """Pays the share of the response's words that repeat the colour named by the prompt ("say red : ...")."""
-
-    base_model_prefix = "words"
-
-    def __init__(self, vocab_size: int, length: int) -> None:
+    def __init__(self, colon_id: int, delimiter_id: int, response_length: int) -> None:
         super().__init__()
-        self.words = _Words(vocab_size)
-        self.length = length
+        self.colon_id, self.delimiter_id, self.response_length = colon_id, delimiter_id, response_length
 
-    def score(self, hidden: torch.Tensor) -> torch.Tensor:
-        counts, first = hidden.chunk(2, dim=-1)
-        return (((counts - first) * first).sum(-1, keepdim=True) / self.length).clamp(min=0)
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
+        colon = (input_ids == self.colon_id).int().argmax(dim=1, keepdim=True)  # (B, 1), where the prompt ends
+        colour = input_ids.gather(1, colon - 1)
+        place = torch.arange(input_ids.shape[1], device=input_ids.device) - colon - 1  # (B, L), from 0 in the response
+        expected = torch.where(place % 2 == 0, colour, self.delimiter_id)
+        right = (input_ids == expected) & (place >= 0)
+        hidden = right.float().cumsum(dim=1)[..., None] / self.response_length  # (B, L, 1)
+        return BaseModelOutput(last_hidden_state=hidden, hidden_states=(hidden,))
 
 
-def sampled_scores(trainer: Any, reward: RepeatReward, prompts: list[list[int]], length: int) -> torch.Tensor:
-    policy = trainer.accelerator.unwrap_model(trainer.model).policy
-    ids = torch.tensor(prompts)
-    out = policy.generate(ids, max_new_tokens=length, min_new_tokens=length, do_sample=True, top_k=0)
-    return reward.score(reward.words(out).last_hidden_state)[:, -1, 0]
+@torch.no_grad()
+def sampled_scores(policy: Any, reward: ListReward, prompts: list[list[int]], length: int) -> torch.Tensor:
+    """`(N,)` scores of one sampled response to each prompt."""
+    input_ids = torch.tensor(prompts, device=policy.device)
+    answered = policy.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        do_sample=True,
+        top_k=0,
+        min_new_tokens=length,
+        max_new_tokens=length,
+    )
+    return reward.score(reward.backbone(answered).last_hidden_state)[:, -1, 0]
+
+
+def plot_scores(log_history: list[dict[str, Any]], output_dir: str, title: str) -> None:
+    """Writes `<output_dir>/learning_curve.png`: mean score of the training responses."""
+    try:
+        import matplotlib
+    except ImportError:
+        print('learning_curve.png needs matplotlib: pip install "trl-mise[examples]"')
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    points = [(e["episode"], e["objective/scores"]) for e in log_history if "objective/scores" in e]
+    figure, axes = plt.subplots(figsize=(5, 3.6))
+    axes.plot(*zip(*points, strict=True), color="#1f5a99")
+    axes.set(title=title, xlabel="episodes", ylabel="mean score", ylim=(-0.02, 1.02))
+    figure.tight_layout()
+    figure.savefig(os.path.join(output_dir, "learning_curve.png"), dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
     watch = Stopwatch()
-    torch.set_num_threads(1)
-    parser = TrlParser((SwapArguments, PPOConfig))
-    parser.set_defaults_with_config(
-        learning_rate=3e-3,
-        per_device_train_batch_size=64,
-        total_episodes=64 * 40,
-        response_length=8,
-        temperature=1.0,
-        kl_coef=0.01,
-        num_ppo_epochs=2,
-        num_sample_generations=0,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-    )
+    torch.set_num_threads(1)  # as in the other examples: such small matrices are slower with two
+    parser = TrlParser((SwapArguments, MISEConfig))
+    parser.set_defaults_with_config(**DEFAULTS)
     swap, args = parser.parse_args_and_config()
     torch.manual_seed(args.seed)
-    question = "In hindsight, was the action of step a good or bad choice for task? Answer with one word or".split()
-    tokenizer = build_tokenizer(["say", *COLOURS, *dict.fromkeys(w.strip(",.?") for w in question)])
+    tokenizer = build_tokenizer(["say", *COLOURS, DELIMITER, "judge", "good", "bad"])
     policy = build_policy(tokenizer, seed=args.seed)
-    value = LlamaForSequenceClassification(LlamaConfig(**{**policy.config.to_dict(), "num_labels": 1}))
-    reward = RepeatReward(len(tokenizer), args.response_length)
-    prompts = [tokenizer(f"say {COLOURS[i % 4]} :", add_special_tokens=False)["input_ids"] for i in range(512)]
-    trainer = TRAINERS[swap.trainer](
+    value_model = LlamaForSequenceClassification(LlamaConfig(**{**policy.config.to_dict(), "num_labels": 1}))
+    reward_model = ListReward(tokenizer, args.response_length)
+    prompts = [tokenizer(f"say {colour} :")["input_ids"] for colour in COLOURS]
+    trainer = TRAINERS[swap.trainer](  # PPOTrainer( or MISETrainer(: nothing else differs
         args=args,
         processing_class=tokenizer,
         model=policy,
         ref_model=None,
-        reward_model=reward,
-        value_model=value,
-        train_dataset=Dataset.from_dict({"input_ids": prompts}),
-        eval_dataset=Dataset.from_dict({"input_ids": prompts[:8]}),
+        reward_model=reward_model,
+        value_model=value_model,
+        train_dataset=Dataset.from_dict({"input_ids": prompts * 128}),
+        eval_dataset=Dataset.from_dict({"input_ids": prompts}),
     )
-    before = sampled_scores(trainer, reward, prompts[: swap.eval_episodes], args.response_length)
+    asked = (prompts * swap.eval_episodes)[: swap.eval_episodes]
+    before = sampled_scores(policy, reward_model, asked, args.response_length)
     trainer.train()
-    after = sampled_scores(trainer, reward, prompts[: swap.eval_episodes], args.response_length)
+    after = sampled_scores(policy, reward_model, asked, args.response_length)
     write_summary(
         args.output_dir,
         trainer=swap.trainer,
-        score_before=round(before.mean().item(), 4),
-        score_after=round(after.mean().item(), 4),
-        success_before=(before > 0.5).float().mean().item(),
-        success_after=(after > 0.5).float().mean().item(),
+        score_before=before.mean().item(),
+        score_after=after.mean().item(),
+        success_threshold=SUCCESS,
+        success_before=(before >= SUCCESS).float().mean().item(),
+        success_after=(after >= SUCCESS).float().mean().item(),
         eval_episodes=swap.eval_episodes,
         train_episodes=trainer.state.episode,
         wall_s=watch.seconds,
-        hindsight_coef=getattr(trainer.args, "hindsight_coef", 0.0),
+        hindsight_coef=args.hindsight_coef if swap.trainer == "mise" else 0.0,
         seed=args.seed,
     )
+    plot_scores(trainer.state.log_history, args.output_dir, f"swap_one_class.py --trainer {swap.trainer}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ REAL_MODEL_DEFAULTS = {
 class ShopArguments:
     """The tasks."""
 
-    eval_episodes: int = field(default=128, metadata={"help": "Held-out goals for the greedy evaluations."})
+    eval_episodes: int = field(default=104, metadata={"help": "Held-out goals for the greedy evaluations."})
     train_tasks: int = field(default=2048, metadata={"help": "Training tasks (goals repeat once all were used)."})
     task_seed: int = field(default=0, metadata={"help": "Which goals are drawn."})
 

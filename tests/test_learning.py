@@ -109,7 +109,7 @@ def test_the_demo_learns_the_web_shop(seed, tmp_path):
         processing_class=tokenizer,
         model=model,
         train_dataset=Dataset.from_list(webshop.make_tasks("train", 2048, **recipe.env_kwargs)),
-        eval_dataset=Dataset.from_list(webshop.make_tasks("test", 128, **recipe.env_kwargs)),
+        eval_dataset=Dataset.from_list(webshop.make_tasks("test", 104, **recipe.env_kwargs)),
         environment_factory=recipe.environment_factory(),
     )
     before = trainer.evaluate()["eval_success"]

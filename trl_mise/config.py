@@ -55,7 +55,7 @@ class MISEConfig(PPOConfig):
             Utility in [0, 1] of each verdict.
         verdict_mode (`"expected"` or `"sampled"`, *optional*, defaults to `"expected"`):
             Score = expected utility, or utility of one sampled verdict.
-        evaluator_view (`"full"`, `"masked"` or `"prefix"`, *optional*, defaults to `"prefix"`):
+        evaluator_view (`"full"`, `"masked"` or `"prefix"`, *optional*, defaults to `"full"`):
             What the evaluator sees: the whole trajectory, all but the final outcome, or nothing after the step's own
             result.
         evaluator_model (`"policy"` or `"reference"`, *optional*, defaults to `"policy"`):
@@ -104,7 +104,7 @@ class MISEConfig(PPOConfig):
         default_factory=lambda: [1.0, 0.0], metadata={"help": "Utility in [0, 1] of each verdict."}
     )
     verdict_mode: Literal["expected", "sampled"] = _option("expected", "Expected or sampled verdicts.")
-    evaluator_view: Literal["full", "masked", "prefix"] = _option("prefix", "What the evaluator sees.")
+    evaluator_view: Literal["full", "masked", "prefix"] = _option("full", "What the evaluator sees.")
     evaluator_model: Literal["policy", "reference"] = _option("policy", "Who judges.")
     hindsight_ema: float = _option(0.9, "Momentum of the score's running mean and standard deviation.")
     scoring_method: Literal["auto", "packed", "naive"] = _option("auto", "One pass per trajectory, or one per step.")

@@ -27,7 +27,7 @@ CLEAN_ACCURACY = 0.97
 
 @dataclass(frozen=True)
 class WebShopRecipe:
-    """A tiny policy for the small shop, and how to train it.
+    """A tiny policy for a small shop, and how to train it.
 
     Args:
         verdict_accuracy (`float`): how often the verdict labels are right (soft labels).
@@ -52,7 +52,7 @@ class WebShopRecipe:
     @property
     def env_kwargs(self) -> dict[str, Any]:
         """Arguments of `WebShopEnv` and of its `make_tasks`: the small shop, instruction on the first page only."""
-        return {**webshop.SMALL_SHOP, "show_instruction": False}
+        return {**webshop.SMALL_SHOP, "num_products": 64, "attributes_per_category": 8, "show_instruction": False}
 
     @property
     def limits(self) -> RolloutLimits:
@@ -70,7 +70,7 @@ class WebShopRecipe:
             "gradient_accumulation_steps": 2,
             "num_mini_batches": 2,
             "num_ppo_epochs": 3,
-            "total_episodes": 96 * 40,
+            "total_episodes": 96 * 45,
             "gamma": 0.95,  # steps that change nothing should cost something
             "temperature": 1.0,
             "max_turns": self.limits.max_turns,
