@@ -51,20 +51,20 @@ def main() -> None:
         environment_factory=recipe.environment_factory(),
         hindsight=judge_for(kitchen.judge, tokenizer, args),
     )
-    before = trainer.evaluate(metric_key_prefix="before")
+    before = trainer.evaluate()
     trainer.train()
-    after = trainer.evaluate(metric_key_prefix="after")
+    after = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
         curve = success_curve(trainer.state.log_history)
         plot_learning_curve(trainer, args.output_dir, f"kitchen, {kitchen.warm_start}, judge: {kitchen.judge}")
         write_summary(
             args.output_dir,
-            success_before=before["before_success"],
-            success_after=after["after_success"],
+            success_before=before["eval_success"],
+            success_after=after["eval_success"],
             sampled_success_auc=sum(curve) / len(curve),
             sampled_success_final=sum(curve[-10:]) / len(curve[-10:]),
-            eval_episodes=int(after["after_episodes"]),
+            eval_episodes=int(after["eval_episodes"]),
             train_episodes=trainer.state.episode,
             wall_s=watch.seconds,
             hindsight_coef=args.hindsight_coef,

@@ -7,10 +7,10 @@ No environment: prompts, one response each, a reward model that scores it. With 
 steps at `step_delimiter`, the score is their sparse return, and the policy judges every step. `MISEConfig` is a
 `PPOConfig` with more options, which PPOTrainer does not look at; `MISETrainer` takes a plain `PPOConfig` as well.
 
-Everything is tiny and made here, so that it runs on a CPU in seconds. A prompt names a colour ("say red :"); wanted is
-a list of it ("red ; red ; red ; red ;"), and the reward model pays the share of words in their right place. Success is
-a score of at least 0.75. The policy starts from random weights, so its verdicts know nothing until calibration has
-taught them: this shows that the swap works, not that it wins (for that, see webshop.py and kitchen.py).
+Everything is tiny and made here, so that it runs on a CPU in seconds. Prompts ask for a list of things ("say fish :");
+the reward model wants "red ; red ; red ; red ;" whatever was asked, and pays the share of words in their right place.
+Success is a score of at least 0.75. The policy starts from random weights, so its verdicts know nothing until
+calibration has taught them: this shows that the swap works, not that it wins (see webshop.py and kitchen.py for that).
 """
 
 import os
@@ -29,14 +29,14 @@ from trl_mise import MISEConfig, MISETrainer
 from trl_mise.tiny import build_policy, build_tokenizer
 
 TRAINERS = {"ppo": PPOTrainer, "mise": MISETrainer}
-COLOURS = ("red", "green", "blue", "white")
-DELIMITER = ";"
+THINGS = ("fish", "books", "tea", "coats", "chairs", "lamps", "bread", "shoes")
+WANTED, DELIMITER = "red", ";"
 SUCCESS = 0.75
 DEFAULTS = {
     "output_dir": "runs/swap",
-    "learning_rate": 3e-3,
+    "learning_rate": 2e-3,
     "per_device_train_batch_size": 64,
-    "total_episodes": 64 * 40,
+    "total_episodes": 64 * 24,
     "num_ppo_epochs": 2,
     "response_length": 8,
     "temperature": 1.0,
@@ -67,22 +67,23 @@ class ListReward(torch.nn.Module):
 
     def __init__(self, tokenizer: Any, response_length: int) -> None:
         super().__init__()
-        self.backbone = _RightWords(*tokenizer.convert_tokens_to_ids([":", DELIMITER]), response_length)
+        ids = tokenizer.convert_tokens_to_ids([":", WANTED, DELIMITER])
+        self.backbone = _RightWords(*ids, response_length)
         self.score = torch.nn.Identity()
 
 
 class _RightWords(torch.nn.Module):
     """Share of the response's words that are in their right place, up to each position."""
 
-    def __init__(self, colon_id: int, delimiter_id: int, response_length: int) -> None:
+    def __init__(self, colon_id: int, wanted_id: int, delimiter_id: int, response_length: int) -> None:
         super().__init__()
-        self.colon_id, self.delimiter_id, self.response_length = colon_id, delimiter_id, response_length
+        self.colon_id, self.wanted_id, self.delimiter_id = colon_id, wanted_id, delimiter_id
+        self.response_length = response_length
 
     def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
         colon = (input_ids == self.colon_id).int().argmax(dim=1, keepdim=True)  # (B, 1), where the prompt ends
-        colour = input_ids.gather(1, colon - 1)
         place = torch.arange(input_ids.shape[1], device=input_ids.device) - colon - 1  # (B, L), from 0 in the response
-        expected = torch.where(place % 2 == 0, colour, self.delimiter_id)
+        expected = torch.where(place % 2 == 0, self.wanted_id, self.delimiter_id)
         right = (input_ids == expected) & (place >= 0)
         hidden = right.float().cumsum(dim=1)[..., None] / self.response_length  # (B, L, 1)
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=(hidden,))
@@ -129,11 +130,11 @@ def main() -> None:
     parser.set_defaults_with_config(**DEFAULTS)
     swap, args = parser.parse_args_and_config()
     torch.manual_seed(args.seed)
-    tokenizer = build_tokenizer(["say", *COLOURS, DELIMITER, "judge", "good", "bad"])
+    tokenizer = build_tokenizer(["say", *THINGS, WANTED, DELIMITER, "judge", "good", "bad"])
     policy = build_policy(tokenizer, seed=args.seed)
     value_model = LlamaForSequenceClassification(LlamaConfig(**{**policy.config.to_dict(), "num_labels": 1}))
     reward_model = ListReward(tokenizer, args.response_length)
-    prompts = [tokenizer(f"say {colour} :")["input_ids"] for colour in COLOURS]
+    prompts = [tokenizer(f"say {thing} :")["input_ids"] for thing in THINGS]
     trainer = TRAINERS[swap.trainer](  # PPOTrainer( or MISETrainer(: nothing else differs
         args=args,
         processing_class=tokenizer,
@@ -141,7 +142,7 @@ def main() -> None:
         ref_model=None,
         reward_model=reward_model,
         value_model=value_model,
-        train_dataset=Dataset.from_dict({"input_ids": prompts * 128}),
+        train_dataset=Dataset.from_dict({"input_ids": prompts * 64}),
         eval_dataset=Dataset.from_dict({"input_ids": prompts}),
     )
     asked = (prompts * swap.eval_episodes)[: swap.eval_episodes]

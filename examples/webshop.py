@@ -76,19 +76,19 @@ def main() -> None:
         peft_config=lora,
         environment_factory=partial(WebShopEnv, **env_kwargs),
     )
-    before = trainer.evaluate(metric_key_prefix="before")
+    before = trainer.evaluate()
     trainer.train()
-    after = trainer.evaluate(metric_key_prefix="after")
+    after = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
         plot_learning_curve(trainer, args.output_dir, f"web shop, hindsight_coef={args.hindsight_coef}")
         write_summary(
             args.output_dir,
-            success_before=before["before_success"],
-            success_after=after["after_success"],
-            return_before=before["before_return"],
-            return_after=after["after_return"],
-            eval_episodes=int(after["after_episodes"]),
+            success_before=before["eval_success"],
+            success_after=after["eval_success"],
+            return_before=before["eval_return"],
+            return_after=after["eval_return"],
+            eval_episodes=int(after["eval_episodes"]),
             train_episodes=trainer.state.episode,
             wall_s=watch.seconds,
             hindsight_coef=args.hindsight_coef,

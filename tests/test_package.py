@@ -24,13 +24,30 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # The layers of the house, lowest first: (modules, what importing them must not load).
 LAYERS = {
     "plain": (
-        ["trl_mise", "types", "chat", "rollout", "calibration", "metrics"]
+        [
+            "trl_mise",
+            "types",
+            "chat",
+            "rollout",
+            "calibration",
+            "metrics",
+            "theory",
+            "serialization",
+            "tasks",
+            "trajectory_log",
+        ]
         + [f"envs.{path.stem}" for path in sorted((PACKAGE / "envs").glob("*.py")) if path.stem != "__init__"],
         ["torch", "transformers", "trl"],
     ),
-    "torch": (["advantages", "losses", "scoring"], ["transformers", "trl"]),
-    "transformers": (["generation", "hindsight", "callback"], ["trl"]),
-    "trl": (["_trl", "config", "trainer"], []),
+    "torch": (
+        ["advantages", "losses", "heads", "scoring", "calibration_losses", "update", "targets"],
+        ["transformers", "trl"],
+    ),
+    "transformers": (
+        ["generation", "hindsight", "callback", "judges", "tiny", "warm_start", "recipes", "webshop_recipe"],
+        ["trl"],
+    ),
+    "trl": (["_trl", "config", "checks", "ppo_base", "trainer"], []),
 }
 RANK = {module: rank for rank, (modules, _) in enumerate(LAYERS.values()) for module in modules}
 

@@ -3,8 +3,8 @@
 Warm start in two stretches. First the expert's episodes, so that the skill is there (search, compare, choose options);
 then those of a hasty customer, who mostly searches by category alone, takes the first result and skips the options, so
 that the habits win: greedy play succeeds on about one goal in ten. Verdicts are learned from soft labels, first nearly
-clean ones, then ones that are right with probability `verdict_accuracy`, on the steps of hasty and clumsy customers. It
-is a stand-in for an instruct model's weak prior: more is in it than it shows.
+clean ones, then ones that are right with probability `verdict_accuracy`, on the steps of hasty and clumsy customers.
+It is a stand-in for an instruct model's weak prior: more is in it than it shows.
 """
 
 import functools
@@ -36,6 +36,7 @@ class WebShopRecipe:
         episodes (`int`): demonstrations of each kind.
         expert_steps, hasty_steps (`int`): optimizer steps of the two stretches.
         num_layers (`int`): three, because a verdict looks up *and* compares.
+        num_products, attributes_per_category (`int`): of the shop, see `WebShopEnv`.
         seed (`int`): of weights and batches.
     """
 
@@ -47,12 +48,19 @@ class WebShopRecipe:
     expert_steps: int = 300
     hasty_steps: int = 120
     num_layers: int = 3
+    num_products: int = 64
+    attributes_per_category: int = 8
     seed: int = 0
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
         """Arguments of `WebShopEnv` and of its `make_tasks`: the small shop, instruction on the first page only."""
-        return {**webshop.SMALL_SHOP, "num_products": 64, "attributes_per_category": 8, "show_instruction": False}
+        return {
+            **webshop.SMALL_SHOP,
+            "num_products": self.num_products,
+            "attributes_per_category": self.attributes_per_category,
+            "show_instruction": False,
+        }
 
     @property
     def limits(self) -> RolloutLimits:
