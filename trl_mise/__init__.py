@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from trl_mise.callback import CalibrationCallback
     from trl_mise.chat import ChatFormat
     from trl_mise.config import MISEConfig
-    from trl_mise.envs.base import TextEnv
+    from trl_mise.envs.base import EnvironmentFailure, TextEnv
     from trl_mise.envs.check import check_env
-    from trl_mise.hindsight import HindsightReward
+    from trl_mise.hindsight import EvaluatorFailure, HindsightReward
     from trl_mise.trainer import MISETrainer
     from trl_mise.types import HindsightScores, StopReason, Trajectory, Turn
 
 __all__ = [
     "CalibrationCallback",
     "ChatFormat",
+    "EnvironmentFailure",
+    "EvaluatorFailure",
     "HindsightReward",
     "HindsightScores",
     "MISEConfig",
@@ -37,6 +39,8 @@ __all__ = [
 _MODULE_OF = {
     "CalibrationCallback": "trl_mise.callback",
     "ChatFormat": "trl_mise.chat",
+    "EnvironmentFailure": "trl_mise.envs.base",
+    "EvaluatorFailure": "trl_mise.hindsight",
     "HindsightReward": "trl_mise.hindsight",
     "HindsightScores": "trl_mise.types",
     "MISEConfig": "trl_mise.config",
