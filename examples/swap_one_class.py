@@ -34,10 +34,13 @@ WANTED, DELIMITER = "red", ";"
 SUCCESS = 0.75
 DEFAULTS = {
     "output_dir": "runs/swap",
-    "learning_rate": 2e-3,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "constant",
     "per_device_train_batch_size": 64,
-    "total_episodes": 64 * 24,
-    "num_ppo_epochs": 2,
+    "total_episodes": 64 * 32,
+    "num_ppo_epochs": 4,
+    "num_mini_batches": 2,  # PPOTrainer takes one optimizer step per epoch all the same, MISETrainer two
+    "vf_coef": 0.5,
     "response_length": 8,
     "temperature": 1.0,
     "kl_coef": 0.01,

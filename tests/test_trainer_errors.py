@@ -51,6 +51,10 @@ def test_no_chat_template(tmp_path: Path) -> None:
     assert_refused(tmp_path, ValueError, r"has no chat template.*processing_class.chat_template", tokenizer=tokenizer)
 
 
+def test_hindsight_that_is_none(tmp_path: Path) -> None:
+    assert_refused(tmp_path, TypeError, r"hindsight must be a HindsightReward, False or None, got str", hindsight="off")
+
+
 def test_verdicts_that_share_their_first_token(tmp_path: Path) -> None:
     """In a word-level vocabulary two verdicts of several words do."""
     verdicts = ["good step", "good goal"]
