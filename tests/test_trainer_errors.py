@@ -52,7 +52,7 @@ def test_no_chat_template(tmp_path: Path) -> None:
 
 
 def test_hindsight_that_is_none(tmp_path: Path) -> None:
-    assert_refused(tmp_path, TypeError, r"hindsight must be a HindsightReward, False or None, got str", hindsight="off")
+    assert_refused(tmp_path, TypeError, r"hindsight must be a HindsightReward, False or None, got s", hindsight="off")
 
 
 def test_verdicts_that_share_their_first_token(tmp_path: Path) -> None:

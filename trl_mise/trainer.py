@@ -106,8 +106,8 @@ class MISETrainer(RepairedPPOTrainer):
         config = args if isinstance(args, MISEConfig) else MISEConfig.from_ppo_config(args)
         if not isinstance(hindsight, HindsightReward | bool | None):
             raise TypeError(
-                f"hindsight must be a HindsightReward, False or None, got {type(hindsight).__name__}: leave it out for "
-                "the one that args describes, or pass False to switch hindsight off"
+                f"hindsight must be a HindsightReward, False or None, got {type(hindsight).__name__}: leave it out "
+                "for the one that args describes, or pass False to switch hindsight off"
             )
         coef = hindsight.coef if isinstance(hindsight, HindsightReward) else config.hindsight_coef
         self.environment_factory = environment_factory
