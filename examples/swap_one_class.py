@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from _common import Stopwatch, write_summary
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, set_seed
 from transformers.modeling_outputs import BaseModelOutput
 from trl import TrlParser
 from trl.experimental.ppo import PPOTrainer
@@ -132,7 +132,7 @@ def main() -> None:
     parser = TrlParser((SwapArguments, MISEConfig))
     parser.set_defaults_with_config(**DEFAULTS)
     swap, args = parser.parse_args_and_config()
-    torch.manual_seed(args.seed)
+    set_seed(args.seed)  # numpy too: PPOTrainer shuffles its mini-batches with the global state
     tokenizer = build_tokenizer(["say", *THINGS, WANTED, DELIMITER, "judge", "good", "bad"])
     policy = build_policy(tokenizer, seed=args.seed)
     value_model = LlamaForSequenceClassification(LlamaConfig(**{**policy.config.to_dict(), "num_labels": 1}))

@@ -78,7 +78,7 @@ class WebShopRecipe:
             "gradient_accumulation_steps": 2,
             "num_mini_batches": 2,
             "num_ppo_epochs": 3,
-            "total_episodes": 96 * 45,
+            "total_episodes": 96 * 30,
             "gamma": 0.95,  # steps that change nothing should cost something
             "temperature": 1.0,
             "max_turns": self.limits.max_turns,
