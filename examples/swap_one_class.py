@@ -6,6 +6,7 @@
 No environment: prompts, one response each, a reward model that scores it. With `MISETrainer` the response is cut into
 steps at `step_delimiter`, the score is their sparse return, and the policy judges every step. `MISEConfig` is a
 `PPOConfig` with more options, which PPOTrainer does not look at; `MISETrainer` takes a plain `PPOConfig` as well.
+`--trainer mise --hindsight_coef 0` gives the very numbers of `--trainer ppo`.
 
 Everything is tiny and made here, so that it runs on a CPU in seconds. Prompts ask for a list of things ("say fish :");
 the reward model wants "red ; red ; red ; red ;" whatever was asked, and pays the share of words in their right place.
@@ -34,7 +35,7 @@ WANTED, DELIMITER = "red", ";"
 SUCCESS = 0.75
 DEFAULTS = {
     "output_dir": "runs/swap",
-    "learning_rate": 3e-3,
+    "learning_rate": 1.5e-3,
     "lr_scheduler_type": "constant",
     "per_device_train_batch_size": 64,
     "total_episodes": 64 * 32,

@@ -1,5 +1,6 @@
 """The README's code runs as it stands, and what README and docs name exists."""
 
+import importlib
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from trl_mise import MISEConfig
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+CODE = re.compile(r"(?:<!-- test: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
 
 
 def defaults() -> dict[str, Any]:
@@ -22,29 +24,48 @@ def defaults() -> dict[str, Any]:
     }
 
 
+def run_example(name: str, scope: dict[str, Any]) -> Any:
+    """Runs the README's block behind `<!-- test: name -->`; its models and data are what `scope` says."""
+    code = {block.group(1): block.group(2) for block in CODE.finditer(README)}[name]
+    exec(compile(code, f"README.md ({name})", "exec"), scope)
+    return scope["trainer"]
+
+
+def episodes(folder: Path) -> int:
+    return (folder / "trajectories.jsonl").read_text(encoding="utf-8").count("\n")
+
+
+def test_no_code_of_the_readme_goes_untested():
+    assert [block.group(1) for block in CODE.finditer(README)] == ["swap", "environment"]
+
+
+def test_the_swap_example_runs(tmp_path, monkeypatch):
+    from datasets import Dataset
+    from trainer_fakes import make_classifier, make_policy, make_tokenizer
+
+    tokenizer = make_tokenizer()
+    monkeypatch.chdir(tmp_path)
+    scope = {
+        "tokenizer": tokenizer,
+        "policy": make_policy(tokenizer),
+        "reward_model": make_classifier(tokenizer, seed=2),
+        "value_model": make_classifier(tokenizer, seed=1),
+        "prompts": Dataset.from_dict({"input_ids": [tokenizer("say 1 2")["input_ids"]] * 16}),
+    }
+    trainer = run_example("swap", scope)
+    assert trainer.uses_hindsight and trainer.state.episode == 64
+    assert episodes(tmp_path / "runs" / "swap") == 64
+
+
 def test_the_environment_example_runs(tmp_path, monkeypatch):
     from fakes import byte_tokenizer, tiny_llama
 
     tokenizer = byte_tokenizer("chatml")
-    code = re.search(r"<!-- test: environment -->\n```python\n(.*?)```", README, re.DOTALL)
-    assert code is not None
     monkeypatch.chdir(tmp_path)
     model = tiny_llama(len(tokenizer), max_position_embeddings=2048)
-    scope: dict[str, Any] = {"tokenizer": tokenizer, "model": model}
-    exec(compile(code.group(1), "README.md", "exec"), scope)
-    assert scope["trainer"].state.episode == 256
-    assert (tmp_path / "runs" / "guess" / "trajectories.jsonl").read_text(encoding="utf-8").count("\n") == 256
-
-
-def test_the_swap_example_names_real_arguments():
-    import inspect
-
-    from trl_mise import MISETrainer
-
-    call = re.search(r"MISETrainer\(  # was: PPOTrainer\(\n(.*?)\n\)", README, re.DOTALL)
-    assert call is not None
-    used = set(re.findall(r"^\s*(\w+)=", call.group(1), re.MULTILINE))
-    assert used and used <= set(inspect.signature(MISETrainer.__init__).parameters)
+    trainer = run_example("environment", {"tokenizer": tokenizer, "model": model})
+    assert trainer.state.episode == 256
+    assert episodes(tmp_path / "runs" / "guess") == 256
 
 
 ROWS = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \| `([^`]+)` \|", README, re.MULTILINE)
@@ -64,16 +85,37 @@ def test_the_table_was_found():
     assert len(ROWS) >= 8
 
 
-def test_what_the_method_names_exists():
-    import importlib
+def test_the_commands_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"\bmake ([a-z-]+)", "".join(re.findall(r"`[^`]+`|```bash\n.*?```", README, re.DOTALL))))
+    assert {"demo", "test"} <= targets
+    assert [target for target in sorted(targets) if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
-    assert (ROOT / "tests" / "test_theory.py").is_file()
+
+def test_the_code_that_the_method_names_exists():
     names = set(re.findall(r"`([a-z_]+)\.([A-Za-z_]+)`", METHOD))
-    assert names
+    assert len(names) > 20
     for module, name in names:
         assert hasattr(importlib.import_module(f"trl_mise.{module}"), name), f"{module}.{name}"
 
 
-def test_linked_files_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+def test_the_options_and_metrics_that_the_documents_name_exist():
+    known = defaults()
+    words = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)(?:=[^`]*)?`", METHOD))
+    assert {"hindsight_placement", "evaluator_view", "gae_level", "kl_placement"} <= words
+    assert words <= known.keys()
+    metrics = set(re.findall(r"`((?:hindsight|mise)/[a-z_]+)`", METHOD + README))
+    source = (ROOT / "trl_mise" / "metrics.py").read_text(encoding="utf-8")
+    assert len(metrics) >= 6
+    assert [name for name in sorted(metrics) if f'"{name}"' not in source] == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/method.md"])
+def test_files_that_the_documents_name_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    linked = [t for t in re.findall(r"\]\(([^)#]+)\)", text) if not t.startswith("http")]
+    missing = [target for target in linked if not (ROOT / document).parent.joinpath(target).exists()]
+    named = re.findall(r"\b(?:trl_mise|examples|tests|docs)/[\w/]+\.(?:py|md)\b", text)
+    missing += [path for path in named if not (ROOT / path).is_file()]
+    assert linked or named
+    assert missing == []
