@@ -56,7 +56,7 @@ def main() -> None:
     watch = Stopwatch()
     recipe = WebShopRecipe()
     parser = TrlParser((ShopArguments, ModelArguments, MISEConfig))
-    given, *_ = TrlParser((ModelArguments,)).parse_args_into_dataclasses(return_remaining_strings=True)
+    given, *_ = TrlParser((ModelArguments,)).parse_args_and_config(return_remaining_strings=True)
     is_tiny = given.model_name_or_path is None
     parser.set_defaults_with_config(**(recipe.training_defaults() if is_tiny else REAL_MODEL_DEFAULTS))
     shop, model_args, args = parser.parse_args_and_config()

@@ -235,10 +235,17 @@ class HindsightReward:
         """clip((values - mu) / max(sigma, 0.05), -3, 3) with the present statistics."""
         return np.clip((values - self.mu) / max(self.sigma, MIN_SIGMA), -MAX_NORMALISED, MAX_NORMALISED)
 
-    def normalise(self, scores: HindsightScores) -> np.ndarray:
-        """n_t, `(S,)`. The batch enters the statistics first, so that the first batch is centred too."""
+    def normalise(
+        self, scores: HindsightScores, gather: Callable[[np.ndarray], np.ndarray] = lambda values: values
+    ) -> np.ndarray:
+        """n_t, `(S,)`. The batch enters the statistics first, so that the first batch is centred too.
+
+        Args:
+            scores ([`HindsightScores`]): of this process.
+            gather: turns this process's `(S,)` values into those of all processes, for the statistics.
+        """
         values = self.calibrate(scores.scores)
-        self.update_statistics(values)
+        self.update_statistics(gather(values))
         return self.standardise(values)
 
     def state_dict(self) -> dict[str, Any]:

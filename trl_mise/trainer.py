@@ -356,9 +356,7 @@ class MISETrainer(RepairedPPOTrainer):
         args, hindsight = self.args, self.hindsight
         step_scores = None
         if hindsight is not None and scores is not None:
-            values = hindsight.calibrate(scores.scores)
-            hindsight.update_statistics(self._gather_numbers(values))
-            step_scores = scores.split(hindsight.standardise(values))
+            step_scores = scores.split(hindsight.normalise(scores, self._gather_numbers))
         options = TargetOptions(
             gamma=args.gamma,
             lam=args.lam,
