@@ -5,7 +5,10 @@ backbone is run alone and the head is applied to what was gathered. The head is 
 (soft caps, scales); those are applied again here.
 """
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -42,20 +45,35 @@ def text_config(model: nn.Module) -> Any:
 def backbone_hidden(
     model: nn.Module,
     input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
     position_ids: torch.Tensor | None = None,
+    *,
+    cache: Any = None,
 ) -> torch.Tensor:
     """Last hidden states (after the final norm) of a causal language model, without building logits.
 
     Args:
         model (`nn.Module`): a `...ForCausalLM`, possibly in a PEFT wrapper.
         input_ids (`torch.Tensor`): `(B, L)`.
-        attention_mask (`torch.Tensor`, *optional*): `(B, L)`, or `(B, 1, L, L)` additive.
-        position_ids (`torch.Tensor`, *optional*): `(B, L)`.
+        attention_mask (`torch.Tensor`, *optional*): `(B, L)`, or `(B, 1, L, C)` additive, or one of these per layer
+            type.
+        position_ids (`torch.Tensor`, *optional*): `(B, L)`; ignored by families that count for themselves (ALiBi).
+        cache (`transformers.Cache`, *optional*): what was read before; filled in place.
 
     Returns:
         `torch.Tensor`: `(B, L, H)`.
     """
+    backbone = backbone_of(model)
+    names = _forward_parameters(type(backbone))
+    inputs = {"attention_mask": attention_mask, "position_ids": position_ids if "position_ids" in names else None}
+    # transformers renamed the argument in 5.24; Mamba-like families have a third name.
+    inputs[next((name for name in ("cache", "past_key_values", "cache_params") if name in names), "cache")] = cache
+    given = {name: value for name, value in inputs.items() if value is not None}
+    return backbone(input_ids=input_ids, use_cache=cache is not None, return_dict=True, **given).last_hidden_state
+
+
+def backbone_of(model: nn.Module) -> Any:
+    """The causal language model without its head."""
     causal_lm = unwrap_causal_lm(model)
     backbone = getattr(causal_lm, causal_lm.base_model_prefix, None)
     if backbone is None:
@@ -63,9 +81,29 @@ def backbone_hidden(
             f"model {type(causal_lm).__name__} has no backbone under its base_model_prefix "
             f"{causal_lm.base_model_prefix!r}; pass a transformers ...ForCausalLM model"
         )
-    inputs = {"attention_mask": attention_mask, "position_ids": position_ids}
-    given = {name: value for name, value in inputs.items() if value is not None}
-    return backbone(input_ids=input_ids, use_cache=False, return_dict=True, **given).last_hidden_state
+    return backbone
+
+
+@functools.cache
+def _forward_parameters(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
+def embedding_weight(model: nn.Module) -> torch.Tensor:
+    """Where the ids go, and the precision in which the layers work (LoRA and quantised weights differ from it)."""
+    return unwrap_causal_lm(model).get_input_embeddings().weight
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode (no LoRA dropout, no checkpointing), and every part back as it was."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
 
 
 def lm_logits(model: nn.Module, hidden: torch.Tensor, *, token_ids: Sequence[int] | None = None) -> torch.Tensor:

@@ -189,17 +189,6 @@ class RepairedPPOTrainer(PPOTrainer):
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode (no LoRA dropout, no checkpointing), and back."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
 def mixed_precision(config: MISEConfig, *, enabled: bool) -> Iterator[None]:
     """PPOTrainer makes its `Accelerator` without looking at `bf16` and `fp16`; accelerate reads this variable."""
     if not enabled:

@@ -25,11 +25,11 @@ from .config import MISEConfig
 from .envs.base import EnvironmentFactory, TextEnv
 from .envs.check import check_env
 from .generation import Sampling, sample
-from .heads import text_config
+from .heads import eval_mode, text_config
 from .hindsight import HindsightReward
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
-from .ppo_base import RepairedPPOTrainer, eval_mode, mixed_precision
+from .ppo_base import RepairedPPOTrainer, mixed_precision
 from .rollout import Generate, RolloutLimits, collect_rollouts
 from .single_turn import StepCutter, collect_responses, score_responses
 from .targets import TargetOptions, compute_targets
