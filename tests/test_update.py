@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from toy_episodes import VOCAB, FakeAccelerator, in_lockstep, tiny_config, tiny_llama, toy_episode
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-from trl_mise.actor_critic import ActorCritic, TokenBatch, ValueHead, pad_rows
+from trl_mise.actor_critic import ActorCritic, ValueHead
 from trl_mise.advantages import ActionLayout, Reduce, action_layout
 from trl_mise.losses import PPOCoefficients
+from trl_mise.token_batch import TokenBatch, pad_rows
 from trl_mise.types import Trajectory
 from trl_mise.update import (
     Evaluation,

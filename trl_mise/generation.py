@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .actor_critic import pad_rows
+from .token_batch import pad_rows
 
 
 @dataclass(frozen=True)

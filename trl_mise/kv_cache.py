@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .actor_critic import TokenBatch
 from .architectures import attention_masks, masked_attention
 from .heads import backbone_hidden
+from .token_batch import TokenBatch
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .actor_critic import pad_rows
 from .rollout import Generate
+from .token_batch import pad_rows
 from .types import StopReason, Trajectory, Turn
 
 

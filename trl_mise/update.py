@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .actor_critic import TokenBatch, pad_rows
 from .advantages import ActionLayout, Reduce
 from .heads import backbone_hidden, lm_logits
 from .losses import PPOCoefficients, PPOLoss, TokenTargets, ppo_loss
+from .token_batch import TokenBatch, pad_rows
 from .types import Trajectory
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .actor_critic import pad_rows
 from .chat import PromptFormat
 from .envs.base import EnvironmentFactory
 from .heads import backbone_hidden, lm_logits
@@ -18,6 +17,7 @@ from .hindsight import HindsightReward
 from .rollout import RolloutLimits, collect_rollouts
 from .scoring import ScoringRow, score_steps
 from .tiny import Progress
+from .token_batch import pad_rows
 from .types import Trajectory
 
 Act = Callable[[Any, random.Random], str]
