@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_mise.hindsight import DEFAULT_PROMPT, EvaluatorFailure, HindsightReward
-from trl_mise.scoring import score_steps
+from trl_mise.scoring import score_rows
 from trl_mise.types import HindsightScores, StopReason, Trajectory, Turn
 
 WORDS = ["<unk>", "<end>", "<user>", "<reply>", "good", "bad", "fair", "goodish", "ok", "step", "reward", "0.0", "1.0"]
@@ -157,8 +157,8 @@ def test_question_text_names_step_action_and_outcome() -> None:
     assert wrapper(prompt=everything).question_text(trajectory, 0) == "take it|good,bad"
     default = HindsightReward(FORMAT).question_text(trajectory, 0)
     assert default == (
-        'The episode is over: reward 1.0. In hindsight, was the action of step 1, "take lamp", a good or a bad choice '
-        "for the task? Answer with one word: good or bad."
+        "The episode is over: reward 1.0. In hindsight, was the following choice good or bad for the task? Answer with "
+        'one word: good or bad. Step 1: "take lamp"'
     )
 
 
@@ -196,7 +196,7 @@ def test_expected_scores_equal_the_reference_formula(view: str) -> None:
     hindsight = wrapper(view=view, verdicts=("bad", "fair", "good"), utilities=(0.0, 0.25, 1.0))
     trajectories = [episode(("take lamp",)), EMPTY, episode(), episode(("drop lamp", "take rope"), reward=0.0)]
     scores = hindsight.score(model, trajectories)
-    assert scores.num_steps == (1, 0, 3, 2) and scores.method == "packed"
+    assert scores.num_steps == (1, 0, 3, 2) and scores.method == "cached_packed"
     assert [len(part) for part in scores.split()] == [1, 0, 3, 2]
     expected = []
     for row in hindsight.questions(trajectories):
@@ -267,7 +267,7 @@ def test_verdict_logits_keep_the_graph_for_calibration() -> None:
     logits.logits[:, 0].sum().backward()
     assert model.lm_head.weight.grad[WORDS.index("good")].abs().sum() > 0
     assert model.lm_head.weight.grad[WORDS.index("bad")].abs().sum() == 0
-    same = score_steps(model, hindsight.questions([episode()]), hindsight.verdict_ids)
+    same = score_rows(model, hindsight.questions([episode()]), hindsight.verdict_ids)
     torch.testing.assert_close(same.logits, logits.logits.detach())
 
 
@@ -338,7 +338,7 @@ def test_state_goes_through_json() -> None:
     [
         (
             {"verdicts": ("good", "goodish")},
-            r"verdicts 'good' and 'goodish' share their first token \(id 4\): .*choose",
+            r"verdicts 'good' and 'goodish': the tokens of one \[4\] begin those of the other .*choose",
         ),
         ({"verdicts": ("good", "zork")}, r"verdict 'zork' is not in the tokenizer's vocabulary .*choose other words"),
         ({"verdicts": ("good", " ")}, r"verdict ' ' is not in the tokenizer's vocabulary"),
@@ -355,7 +355,7 @@ def test_state_goes_through_json() -> None:
         ({"view": "half"}, r"evaluator_view='half' .*'full', 'masked', 'prefix'"),
         ({"evaluator": "oracle"}, r"evaluator_model='oracle' .*'policy', 'reference'"),
         ({"placement": "value"}, r"hindsight_placement='value' .*'advantage', 'return'"),
-        ({"method": "cached"}, r"scoring_method='cached' .*'auto', 'packed', 'naive'"),
+        ({"method": "cached"}, r"scoring_method='cached' .*'auto', 'cached_packed'.*'naive'"),
         ({"prompt": "was {{ step ?"}, r"hindsight_prompt is not a Jinja template"),
         (
             {"prompt": "was {{ stp }} {{ act }} ?"},
@@ -374,7 +374,7 @@ def test_construction_errors(kwargs: dict, message: str) -> None:
 
 def test_zero_coef_and_defaults_are_accepted() -> None:
     hindsight = HindsightReward(FORMAT, coef=0)
-    assert hindsight.coef == 0.0 and hindsight.verdict_ids == (4, 5) and "{{ action }}" in DEFAULT_PROMPT
+    assert hindsight.coef == 0.0 and hindsight.verdict_ids == ((4,), (5,)) and "{{ action }}" in DEFAULT_PROMPT
 
 
 def test_unreadable_verdicts_name_the_episode() -> None:

@@ -1,6 +1,6 @@
-"""The packed one-pass scorer against the naive reference, and the head against the models' own forward."""
+"""The one-pass scorers against the naive reference, and the head against the models' own forward."""
 
-import warnings
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -14,7 +14,6 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
-    MambaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
@@ -23,7 +22,11 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from trl_mise import scoring
 from trl_mise.heads import backbone_hidden, lm_logits
-from trl_mise.scoring import ScoringRow, packing_obstacle, plan_batches, score_steps
+from trl_mise.kv_cache import read
+from trl_mise.packing import ScoringRow, Verdicts, question_tree
+from trl_mise.scorers import ask
+from trl_mise.scoring import VerdictLogits, score_rows, score_steps
+from trl_mise.token_batch import pad_rows
 
 VOCAB = 61
 VERDICTS = (7, 3, 40)
@@ -82,14 +85,99 @@ def fresh_warnings() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2", "granite", "cohere"])
-def test_packed_equals_naive_in_float32(name: str, attention: str) -> None:
+def test_one_pass_equals_naive_in_float32(name: str, attention: str) -> None:
     model = build(name, attention=attention)
-    packed = score_steps(model, make_rows(), VERDICTS)
-    naive = score_steps(model, make_rows(), VERDICTS, method="naive")
-    assert (packed.method, naive.method) == ("packed", "naive")
-    assert packed.logits.dtype == torch.float32 and packed.logits.shape == (8, 3)
+    naive = score_rows(model, make_rows(), VERDICTS, method="naive")
     assert naive.logits.std() > 0.05  # there is something to get wrong
-    torch.testing.assert_close(packed.logits, naive.logits, atol=1e-6, rtol=1e-6)
+    for method in ("cached_packed", "packed", "kv_repeat"):
+        scored = score_rows(model, make_rows(), VERDICTS, method=method)
+        assert (scored.method, naive.method) == (method, "naive")
+        assert scored.logits.dtype == torch.float32 and scored.logits.shape == (8, 3)
+        torch.testing.assert_close(scored.logits, naive.logits, atol=1e-6, rtol=1e-6)
+
+
+def test_auto_takes_the_cache_without_gradient_and_one_row_with_it() -> None:
+    model = build("llama")
+    assert score_rows(model, make_rows(), VERDICTS).method == "cached_packed"
+    assert score_rows(model, make_rows(), VERDICTS, requires_grad=True).method == "packed"
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_gradient_checkpointing(requires_grad: bool) -> None:
+    """In training mode transformers drops the cache without an error: no method may use it then."""
+    model = build("llama", torch.float64)
+    reference = score_rows(model, make_rows(), VERDICTS, method="naive").logits
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    scored = score_rows(model, make_rows(), VERDICTS, requires_grad=requires_grad)
+    assert scored.method == "packed" and model.training
+    torch.testing.assert_close(scored.logits.detach(), reference, atol=1e-12, rtol=0)
+    for method in ("cached_packed", "kv_repeat"):
+        with pytest.raises(ValueError, match=f"method='{method}' would be silently wrong.*gradient checkpointing"):
+            score_rows(model, make_rows(), VERDICTS, method=method)
+    model.eval()
+    assert score_rows(model, make_rows(), VERDICTS).method == "cached_packed"
+
+
+def test_a_gradient_does_not_pass_through_copies() -> None:
+    with pytest.raises(ValueError, match="method='kv_repeat' would be silently wrong.*gradient"):
+        score_rows(build("llama"), make_rows(), VERDICTS, method="kv_repeat", requires_grad=True)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_questions_ride_on_a_pass_over_padded_rows_that_go_on(left: bool) -> None:
+    """What PPO evaluates is longer than what a question may see, and padded on the side that the caller likes."""
+    model = build("llama", torch.float64)
+    rows, verdicts = make_rows(), Verdicts.of(VERDICTS)
+    batch = pad_rows([row.token_ids for row in rows], left=left)
+    with torch.no_grad():
+        hidden, cache = read(model, batch)
+        asked = ask(model, cache, [question_tree(row, verdicts) for row in rows], verdicts)
+        plain = backbone_hidden(model, batch.input_ids, batch.attention_mask, batch.position_ids)
+    assert torch.equal(hidden, plain)  # the pass itself does not change
+    naive = score_rows(model, rows, VERDICTS, method="naive").logits
+    assert [len(part) for part in asked] == [1, 3, 2, 2]
+    torch.testing.assert_close(torch.cat(asked), naive, atol=1e-12, rtol=0)
+
+
+def test_verdicts_of_several_tokens() -> None:
+    """The logit of a verdict is the log-probability of its tokens one after the other."""
+    model = build("qwen2", torch.float64)
+    row = ScoringRow([5, 9, 4, 8], [[6, 7], [3]], [4, 2])
+    verdicts = [[7], [3, 4, 5], [3, 6]]
+
+    def log_probability(prefix: list[int], tokens: list[int]) -> float:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prefix, *tokens]])).logits[0].log_softmax(-1)
+        return sum(float(logits[len(prefix) - 1 + i, token]) for i, token in enumerate(tokens))
+
+    expected = [[log_probability(prefix, v) for v in verdicts] for prefix in ([5, 9, 4, 8, 6, 7], [5, 9, 3])]
+    for method in ("cached_packed", "packed", "kv_repeat", "naive"):
+        logits = score_rows(model, [row], verdicts, method=method).logits
+        torch.testing.assert_close(logits, torch.tensor(expected, dtype=torch.float64), atol=1e-10, rtol=0)
+    # One token each, in either spelling, is the plain case: the same up to a constant.
+    plain, listed = (score_rows(model, [row], ids).logits for ids in (VERDICTS, [[token] for token in VERDICTS]))
+    assert torch.equal(plain, listed)
+
+
+@pytest.mark.parametrize("verdict_ids", [[[3], [3, 4]], [[3, 4], [3, 4]], [3, 3]])
+def test_a_verdict_must_not_begin_another(verdict_ids: list) -> None:
+    with pytest.raises(ValueError, match=r"verdict_ids\[0\].*begins verdict_ids\[1\]"):
+        score_rows(_LLAMA64, make_rows(), verdict_ids)
+
+
+def test_token_ids_in_bare_lists() -> None:
+    rows = make_rows()
+    bundled = score_rows(_LLAMA64, rows, VERDICTS)
+    lists = score_steps(
+        _LLAMA64, [r.token_ids for r in rows], [r.suffixes for r in rows], VERDICTS, visible=[r.visible for r in rows]
+    )
+    assert isinstance(lists, VerdictLogits) and torch.equal(lists.logits, bundled.logits)
+    whole = score_steps(_LLAMA64, [[4, 5, 6]], [[[7], [8, 9]]], VERDICTS)
+    expected = score_rows(_LLAMA64, [ScoringRow([4, 5, 6], [[7], [8, 9]], [3, 3])], VERDICTS)
+    assert torch.equal(whole.logits, expected.logits)
+    with pytest.raises(ValueError, match="2 trajectories, but suffixes for 1"):
+        score_steps(_LLAMA64, [[4], [5]], [[[7]]], VERDICTS)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2"])
@@ -98,7 +186,7 @@ def test_packed_equals_naive_in_float64_with_gradients(name: str) -> None:
     results = []
     for method in ("packed", "naive"):
         model.zero_grad()
-        logits = score_steps(model, make_rows(), VERDICTS, method=method, requires_grad=True).logits
+        logits = score_rows(model, make_rows(), VERDICTS, method=method, requires_grad=True).logits
         logits.log_softmax(-1)[:, 0].square().sum().backward()
         results.append((logits.detach(), {k: p.grad for k, p in model.named_parameters() if p.grad is not None}))
     (packed, packed_grads), (naive, naive_grads) = results
@@ -114,27 +202,16 @@ def test_packed_equals_naive_in_float64_with_gradients(name: str) -> None:
 
 def test_micro_batches_keep_the_order_and_the_result() -> None:
     model = build("llama", torch.float64)
-    reference = score_steps(model, make_rows(), VERDICTS, method="naive")
+    reference = score_rows(model, make_rows(), VERDICTS, method="naive")
     assert reference.row_index.tolist() == [0, 1, 1, 1, 2, 2, 3, 3]
     assert reference.step_index.tolist() == [0, 0, 1, 2, 0, 1, 0, 1]
-    for max_tokens in (1, 40, 80, 10_000):
-        scored = score_steps(model, make_rows(), VERDICTS, method="packed", max_tokens=max_tokens)
+    for method, max_tokens in itertools.product(("cached_packed", "packed", "kv_repeat"), (1, 40, 80, 10_000)):
+        scored = score_rows(model, make_rows(), VERDICTS, method=method, max_tokens=max_tokens)
         torch.testing.assert_close(scored.logits, reference.logits, atol=1e-12, rtol=0)
         assert scored.row_index.tolist() == reference.row_index.tolist()
         assert scored.step_index.tolist() == reference.step_index.tolist()
-    backwards = score_steps(model, make_rows()[::-1], VERDICTS)
+    backwards = score_rows(model, make_rows()[::-1], VERDICTS)
     torch.testing.assert_close(backwards.logits[-1], reference.logits[0], atol=1e-12, rtol=0)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=12),
-    max_tokens=st.integers(1, 200),
-)
-def test_batches_are_a_partition_within_the_budget(lengths: list[int], max_tokens: int) -> None:
-    batches = plan_batches(lengths, max_tokens)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= max_tokens
 
 
 @settings(max_examples=25)
@@ -147,8 +224,10 @@ def test_packed_equals_naive_on_any_layout(data: st.DataObject) -> None:
         suffixes = data.draw(st.lists(st.lists(token, min_size=1, max_size=4), min_size=1, max_size=4))
         visible = [data.draw(st.integers(1, len(tokens))) for _ in suffixes]
         rows.append(ScoringRow(tokens, suffixes, visible))
-    packed, naive = (score_steps(_LLAMA64, rows, VERDICTS, method=m).logits for m in ("packed", "naive"))
-    torch.testing.assert_close(packed, naive, atol=1e-12, rtol=0)
+    naive = score_rows(_LLAMA64, rows, VERDICTS, method="naive").logits
+    for method in ("cached_packed", "packed", "kv_repeat"):
+        scored = score_rows(_LLAMA64, rows, VERDICTS, method=method).logits
+        torch.testing.assert_close(scored, naive, atol=1e-12, rtol=0)
 
 
 _LLAMA64 = build("llama", torch.float64)
@@ -156,34 +235,35 @@ _LLAMA64 = build("llama", torch.float64)
 
 def test_a_suffix_sees_its_prefix_and_nothing_else() -> None:
     row = make_rows()[1]
-    before = score_steps(_LLAMA64, [row], VERDICTS).logits
+    before = score_rows(_LLAMA64, [row], VERDICTS).logits
     other_suffix = replace(row, suffixes=[row.suffixes[0], [5, 6, 7, 8, 9, 10], row.suffixes[2]])
-    after = score_steps(_LLAMA64, [other_suffix], VERDICTS).logits
+    after = score_rows(_LLAMA64, [other_suffix], VERDICTS).logits
     torch.testing.assert_close(after[[0, 2]], before[[0, 2]], atol=1e-12, rtol=0)
     other_future = replace(row, token_ids=[*row.token_ids[:13], *[4] * 8])
-    after = score_steps(_LLAMA64, [other_future], VERDICTS).logits
+    after = score_rows(_LLAMA64, [other_future], VERDICTS).logits
     torch.testing.assert_close(after[[0, 2]], before[[0, 2]], atol=1e-12, rtol=0)  # visible 6 and 13 of 21
     assert (after[1] - before[1]).abs().max() > 1e-3
 
 
 def test_padding_makes_no_nan_and_no_gradient_is_kept_unless_asked() -> None:
     model = build("llama").train()
-    scored = score_steps(model, make_rows(), VERDICTS)
+    scored = score_rows(model, make_rows(), VERDICTS)
     assert torch.isfinite(scored.logits).all()
     assert not scored.logits.requires_grad and model.training
     model.zero_grad()
-    score_steps(model, make_rows(), VERDICTS, requires_grad=True).logits.sum().backward()
+    score_rows(model, make_rows(), VERDICTS, requires_grad=True).logits.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_bfloat16_weights_and_autocast(attention: str) -> None:
     model = build("llama", attention=attention)
-    reference = score_steps(model, make_rows(), VERDICTS, method="naive").logits
+    reference = score_rows(model, make_rows(), VERDICTS, method="naive").logits
     with torch.autocast("cpu", torch.bfloat16):
-        autocast = score_steps(model, make_rows(), VERDICTS, method="packed").logits
-    low = score_steps(model.to(torch.bfloat16), make_rows(), VERDICTS, method="packed").logits
-    for logits in (autocast, low):
+        autocast = [score_rows(model, make_rows(), VERDICTS, method=m).logits for m in ("packed", "cached_packed")]
+    model = model.to(torch.bfloat16)
+    low = [score_rows(model, make_rows(), VERDICTS, method=m).logits for m in ("packed", "cached_packed")]
+    for logits in (*autocast, *low):
         assert logits.dtype == torch.float32
         torch.testing.assert_close(logits, reference, atol=0.15, rtol=0)
 
@@ -199,11 +279,11 @@ def test_bfloat16_weights_and_autocast(attention: str) -> None:
 )
 def test_lora(options: dict) -> None:
     model = get_peft_model(build("llama", torch.float64), LoraConfig(init_lora_weights=False, **options)).double()
-    packed = score_steps(model, make_rows(), VERDICTS, method="packed", requires_grad=True).logits
-    naive = score_steps(model, make_rows(), VERDICTS, method="naive").logits
+    packed = score_rows(model, make_rows(), VERDICTS, method="packed", requires_grad=True).logits
+    naive = score_rows(model, make_rows(), VERDICTS, method="naive").logits
     torch.testing.assert_close(packed.detach(), naive, atol=1e-10, rtol=0)
     with model.disable_adapter():
-        assert (score_steps(model, make_rows(), VERDICTS).logits - naive).abs().max() > 1e-3
+        assert (score_rows(model, make_rows(), VERDICTS).logits - naive).abs().max() > 1e-3
     packed.sum().backward()
     adapters = [p for n, p in model.named_parameters() if "lora_" in n]
     assert adapters and all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapters)
@@ -212,43 +292,7 @@ def test_lora(options: dict) -> None:
 def test_prompt_learning_adapter_is_refused() -> None:
     model = get_peft_model(build("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(ValueError, match="prompt learning adapter"):
-        score_steps(model, make_rows(), VERDICTS)
-
-
-def test_sliding_window_falls_back_with_one_warning() -> None:
-    model = build("mistral", torch.float64)
-    with pytest.warns(UserWarning, match=r"one forward per step.*sliding window.*sliding_window=8"):
-        fallback = score_steps(model, make_rows(), VERDICTS)
-    assert fallback.method == "naive"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        again = score_steps(model, make_rows(), VERDICTS)
-        score_steps(model, make_rows(), VERDICTS, method="naive")
-    torch.testing.assert_close(again.logits, fallback.logits)
-    with pytest.raises(ValueError, match=r"method='packed' would be silently wrong.*method='auto' or 'naive'"):
-        score_steps(model, make_rows(), VERDICTS, method="packed")
-    # The guard is needed: packed as it stands drops the window.
-    wrong = scoring._score_packed(model, make_rows(), VERDICTS, 1000)
-    assert (wrong - fallback.logits).abs().max() > 1e-3
-
-
-def test_other_obstacles_are_named() -> None:
-    assert packing_obstacle(build("llama")) is None
-    assert "not known to have full attention" in packing_obstacle(build("gemma2", attention="eager"))
-    sliding = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    assert "sliding_attention" in packing_obstacle(AutoModelForCausalLM.from_config(sliding))
-    dynamic = LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
-    assert "dynamic" in packing_obstacle(AutoModelForCausalLM.from_config(dynamic))
-    flash = build("llama")
-    flash.config._attn_implementation = "flash_attention_2"
-    assert "flash_attention_2" in packing_obstacle(flash)
-
-
-def test_mamba_is_scored_naively() -> None:
-    config = MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.warns(UserWarning, match="mamba"):
-        assert score_steps(model, make_rows()[:1], VERDICTS).logits.shape == (1, 3)
+        score_rows(model, make_rows(), VERDICTS)
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -269,40 +313,45 @@ def test_head_upcasts_low_precision() -> None:
 
 
 def test_no_rows_give_no_logits() -> None:
-    scored = score_steps(build("llama"), [], VERDICTS)
+    scored = score_rows(build("llama"), [], VERDICTS)
     assert scored.logits.shape == (0, 3) and scored.row_index.shape == (0,) and scored.step_index.shape == (0,)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (ScoringRow([], [[1]], [1]), r"rows\[1\]: the trajectory is empty"),
-        (ScoringRow([4, 5], [], []), r"rows\[1\]: no suffix to score"),
-        (ScoringRow([4, 5], [[6], []], [2, 2]), r"rows\[1\]: suffix 1 is empty"),
-        (ScoringRow([4, 5], [[6], [7]], [2]), r"rows\[1\]: 2 suffixes but 1 values in visible"),
-        (ScoringRow([4, 5], [[6]], [3]), r"visible\[0\] must be in \[1, 2\].*got 3"),
-        (ScoringRow([4, 5], [[6]], [0]), r"visible\[0\] must be in \[1, 2\].*got 0"),
-        (ScoringRow([4] * 60, [[6] * 5], [60]), r"60 tokens plus suffix 0 of 5 exceed the model's 64 positions"),
+        (ScoringRow([], [[1]], [1]), r"trajectories\[1\] is empty"),
+        (ScoringRow([4, 5], [], []), r"suffixes\[1\] holds no question \(T = 0\)"),
+        (ScoringRow([4, 5], [[6], []], [2, 2]), r"suffixes\[1\]\[1\] is empty"),
+        (ScoringRow([4, 5], [[6], [7]], [2]), r"visible\[1\] has 1 values for 2 suffixes"),
+        (ScoringRow([4, 5], [[6]], [3]), r"visible\[1\]\[0\] must be in \[1, 2\].*got 3"),
+        (ScoringRow([4, 5], [[6]], [0]), r"visible\[1\]\[0\] must be in \[1, 2\].*got 0"),
+        (
+            ScoringRow([4] * 60, [[6] * 5], [60]),
+            r"trajectories\[1\]: 60 tokens plus 5 of suffixes\[1\]\[0\] exceed the model's 64 positions",
+        ),
     ],
 )
 def test_rows_that_cannot_be_scored(row: ScoringRow, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score_steps(_LLAMA64, [ScoringRow([4], [[5]], [1]), row], VERDICTS)
+        score_rows(_LLAMA64, [ScoringRow([4], [[5]], [1]), row], VERDICTS)
 
 
 def test_only_the_visible_part_must_fit() -> None:
     row = ScoringRow([4] * 70, [[6] * 4], [60])
-    assert torch.isfinite(score_steps(_LLAMA64, [row], VERDICTS).logits).all()
+    assert torch.isfinite(score_rows(_LLAMA64, [row], VERDICTS).logits).all()
 
 
 @pytest.mark.parametrize("verdict_ids", [(), (1, VOCAB), (-1, 2)])
 def test_verdict_ids_must_be_in_the_vocabulary(verdict_ids: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"verdict_ids must be ids in \[0, 61\)"):
-        score_steps(_LLAMA64, make_rows(), verdict_ids)
+        score_rows(_LLAMA64, make_rows(), verdict_ids)
 
 
 def test_other_arguments_are_checked() -> None:
-    with pytest.raises(ValueError, match="method must be 'auto', 'packed' or 'naive', got 'fast'"):
-        score_steps(_LLAMA64, make_rows(), VERDICTS, method="fast")
+    with pytest.raises(ValueError, match="method must be one of .*'cached_packed'.*, got 'fast'"):
+        score_rows(_LLAMA64, make_rows(), VERDICTS, method="fast")
+    with pytest.raises(ValueError, match="verify must be one of .*'never'.*, got 'twice'"):
+        score_rows(_LLAMA64, make_rows(), VERDICTS, verify="twice")
     with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
-        score_steps(_LLAMA64, make_rows(), VERDICTS, max_tokens=0)
+        score_rows(_LLAMA64, make_rows(), VERDICTS, max_tokens=0)

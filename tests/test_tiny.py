@@ -194,7 +194,7 @@ class TestVerdictExamples:
             assert row.visible == ([t.result_end for t in trajectory.turns] if index % 2 == 0 else [whole] * 2)
             questions = [CHAT.decode(suffix) for suffix in row.suffixes]
             assert questions == [f"judge {turn.action}" for turn in trajectory.turns]
-        assert TOKENIZER.convert_ids_to_tokens(list(examples.verdict_ids)) == ["good", "bad"]
+        assert TOKENIZER.convert_ids_to_tokens([ids[0] for ids in examples.verdict_ids]) == ["good", "bad"]
 
     def test_bad_input(self):
         with pytest.raises(ValueError, match=r"accuracy must be in \[0.5, 1\], got 0.4"):

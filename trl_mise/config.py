@@ -62,8 +62,9 @@ class MISEConfig(PPOConfig):
             Who judges.
         hindsight_ema (`float`, *optional*, defaults to `0.9`):
             Momentum of the score's running mean and standard deviation.
-        scoring_method (`"auto"`, `"packed"` or `"naive"`, *optional*, defaults to `"auto"`):
-            One forward pass per trajectory, or one per step (the reference); `"auto"` packs where that is safe.
+        scoring_method (`str`, *optional*, defaults to `"auto"`):
+            `"cached_packed"`, `"packed"`, `"kv_repeat"` or `"naive"`, see [`score_steps`]. `"auto"` takes the cheapest
+            that is right for the model, and lets the questions ride on the pass that PPO makes anyway.
         scoring_max_tokens (`int`, *optional*, defaults to `16384`):
             Most padded tokens of one scoring pass.
         calibration_target (`"sum"`, `"step"` or `"none"`, *optional*, defaults to `"sum"`):
@@ -107,7 +108,9 @@ class MISEConfig(PPOConfig):
     evaluator_view: Literal["full", "masked", "prefix"] = _option("full", "What the evaluator sees.")
     evaluator_model: Literal["policy", "reference"] = _option("policy", "Who judges.")
     hindsight_ema: float = _option(0.9, "Momentum of the score's running mean and standard deviation.")
-    scoring_method: Literal["auto", "packed", "naive"] = _option("auto", "One pass per trajectory, or one per step.")
+    scoring_method: Literal["auto", "cached_packed", "packed", "kv_repeat", "naive"] = _option(
+        "auto", "How the questions are asked; the cheapest right way by default."
+    )
     scoring_max_tokens: int | None = _option(16384, "Most padded tokens of one scoring pass.")
     calibration_target: Literal["sum", "step", "none"] = _option("sum", "What is regressed toward the return.")
     calibration_learning_rate: float | None = _option(None, "Defaults to a third of learning_rate.")
@@ -143,7 +146,7 @@ class MISEConfig(PPOConfig):
             "verdict_mode": ("expected", "sampled"),
             "evaluator_view": ("full", "masked", "prefix"),
             "evaluator_model": ("policy", "reference"),
-            "scoring_method": ("auto", "packed", "naive"),
+            "scoring_method": ("auto", "cached_packed", "packed", "kv_repeat", "naive"),
             "calibration_target": ("sum", "step", "none"),
             "posthoc_calibrator": ("identity", "affine", "platt", "isotonic"),
         }

@@ -7,7 +7,7 @@ backbone is run alone and the head is applied to what was gathered. The head is 
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -64,7 +64,7 @@ def backbone_hidden(
         `torch.Tensor`: `(B, L, H)`.
     """
     backbone = backbone_of(model)
-    names = _forward_parameters(type(backbone))
+    names = _parameters(type(backbone).forward)
     inputs = {"attention_mask": attention_mask, "position_ids": position_ids if "position_ids" in names else None}
     # transformers renamed the argument in 5.24; Mamba-like families have a third name.
     inputs[next((name for name in ("cache", "past_key_values", "cache_params") if name in names), "cache")] = cache
@@ -84,9 +84,14 @@ def backbone_of(model: nn.Module) -> Any:
     return backbone
 
 
+def accepts(module: nn.Module, name: str) -> bool:
+    """Whether the module's `forward` names this argument."""
+    return name in _parameters(type(module).forward)
+
+
 @functools.cache
-def _forward_parameters(kind: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def embedding_weight(model: nn.Module) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jinja2 import StrictUndefined, TemplateError, meta
@@ -10,13 +10,16 @@ from jinja2.sandbox import SandboxedEnvironment
 from torch import nn
 
 from .chat import After, PromptFormat
-from .scoring import Method, ScoringRow, VerdictLogits, resolve_method, score_steps
+from .packing import ScoringRow
+from .scoring import Method, VerdictLogits, resolve_method, score_rows
 from .types import HindsightScores, Trajectory, Turn
 
 DEFAULT_PROMPT = (
+    # What all questions of an episode share comes first: the scorer reads it once.
     "{% if outcome %}The episode is over: {{ outcome }}. {% endif %}"
-    'In hindsight, was the action of step {{ step }}, "{{ action }}", a good or a bad choice for the task? '
-    "Answer with one word: {{ verdicts | join(' or ') }}."
+    "In hindsight, was the following choice good or bad for the task? "
+    "Answer with one word: {{ verdicts | join(' or ') }}. "
+    'Step {{ step }}: "{{ action }}"'
 )
 PROMPT_VARIABLES = ("step", "num_steps", "action", "observation", "instruction", "outcome", "verdicts")
 
@@ -46,7 +49,7 @@ class HindsightReward:
         prompt (`str`, *optional*): Jinja template of the question. Its variables: `step` (from 1), `num_steps` (steps
             in view: all of them, up to this step in the prefix view), `action`, `observation` (that it answered),
             `instruction`, `outcome` (`"reward 1.0"` in the full view, else empty), `verdicts`.
-        verdicts (`Sequence[str]`): K words, told apart by their first token.
+        verdicts (`Sequence[str]`): K words or phrases; of several tokens, all of them count.
         utilities (`Sequence[float]`): u_k in [0, 1] of each.
         verdict_mode (`"expected"` or `"sampled"`): h_t is the expected utility, or that of one sampled verdict.
         view (`"full"`, `"masked"` or `"prefix"`): the evaluator sees the whole trajectory and its reward, everything
@@ -54,7 +57,7 @@ class HindsightReward:
         evaluator (`"policy"` or `"reference"`): whose verdicts; the trainer passes that model to [`score`].
         coef (`float`): alpha, the weight of n_t.
         placement (`"advantage"` or `"return"`): where alpha n_t is added.
-        method (`"auto"`, `"packed"` or `"naive"`): see [`score_steps`].
+        method (`str`): see [`score_steps`].
         max_tokens (`int`, *optional*): padded tokens per packed forward.
         ema (`float`): momentum of mu and sigma.
         seed (`int`): of the sampled verdicts.
@@ -81,7 +84,7 @@ class HindsightReward:
         _check_choice("evaluator_view", view, ("full", "masked", "prefix"))
         _check_choice("evaluator_model", evaluator, ("policy", "reference"))
         _check_choice("hindsight_placement", placement, ("advantage", "return"))
-        _check_choice("scoring_method", method, ("auto", "packed", "naive"))
+        _check_choice("scoring_method", method, get_args(Method))
         if not (math.isfinite(coef) and coef >= 0):
             raise ValueError(f"hindsight_coef must be finite and at least 0, got {coef}; 0 switches hindsight off")
         if not 0 <= ema < 1:
@@ -152,7 +155,7 @@ class HindsightReward:
         self, model: nn.Module, trajectories: Sequence[Trajectory], *, requires_grad: bool = False
     ) -> VerdictLogits:
         """`(S, K)` logits of the verdict words; with a graph for calibration. `row_index` skips empty episodes."""
-        return score_steps(
+        return score_rows(
             model,
             self.questions(trajectories),
             self.verdict_ids,
@@ -286,24 +289,26 @@ def _check_utilities(utilities: Sequence[float], verdicts: tuple[str, ...]) -> n
     return values
 
 
-def _check_verdicts(verdicts: tuple[str, ...], chat_format: PromptFormat) -> tuple[int, ...]:
-    """First token of each verdict; the scorer needs them to differ."""
+def _check_verdicts(verdicts: tuple[str, ...], chat_format: PromptFormat) -> tuple[tuple[int, ...], ...]:
+    """Token ids of each verdict; the scorer needs that none begins another."""
     advice = 'choose other words, e.g. verdicts=("good", "bad")'
     if len(verdicts) < 2 or len(set(verdicts)) < len(verdicts):
         raise ValueError(f"verdicts must be at least two different words, got {verdicts}; {advice}")
     unknown = getattr(getattr(chat_format, "tokenizer", None), "unk_token_id", None)
-    owner: dict[int, str] = {}
+    all_ids: list[tuple[int, ...]] = []
     for verdict in verdicts:
-        ids = chat_format.encode_text(verdict)
-        if not ids or ids[0] == unknown:
-            raise ValueError(f"verdict {verdict!r} is not in the tokenizer's vocabulary (ids {ids}); {advice}")
-        if ids[0] in owner:
-            raise ValueError(
-                f"verdicts {owner[ids[0]]!r} and {verdict!r} share their first token (id {ids[0]}): the scorer cannot "
-                f"tell them apart; {advice}"
-            )
-        owner[ids[0]] = verdict
-    return tuple(owner)
+        ids = tuple(chat_format.encode_text(verdict))
+        if not ids or unknown in ids:
+            raise ValueError(f"verdict {verdict!r} is not in the tokenizer's vocabulary (ids {list(ids)}); {advice}")
+        for other, known in zip(verdicts, all_ids, strict=False):
+            shared = min(len(ids), len(known))
+            if ids[:shared] == known[:shared]:
+                raise ValueError(
+                    f"verdicts {other!r} and {verdict!r}: the tokens of one {list(known)} begin those of the other "
+                    f"{list(ids)}, so that the scorer cannot tell them apart; {advice}"
+                )
+        all_ids.append(ids)
+    return tuple(all_ids)
 
 
 def _compile_prompt(prompt: str, verdicts: tuple[str, ...]) -> Any:

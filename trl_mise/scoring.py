@@ -1,105 +1,41 @@
-"""Verdict logits for every step of every trajectory: the naive reference and the packed one-pass scorer.
+"""Verdict logits for every step of every trajectory, by the cheapest way that is right for the model's architecture.
 
-A trajectory of L tokens is asked T questions of q tokens. `naive` runs T forwards over trajectory and question.
-`packed` runs one: the row `[trajectory, s_1, ..., s_T]`, where question t sees the first `visible[t]` tokens of the
-trajectory and itself, at positions `visible[t], visible[t] + 1, ...`: about `1 + T q / L` forwards instead of T.
+A trajectory of L tokens is asked T questions of q tokens. `naive` runs T forwards over trajectory and question; the
+packed ways run one forward over all of them, about `1 + T q / L` forwards of the trajectory.
 """
 
 import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from .heads import backbone_hidden, lm_logits, text_config, unwrap_causal_lm
+from .architectures import is_listed, mask_obstacle, repeat_obstacle
+from .heads import backbone_of, embedding_weight, text_config
+from .packing import ScoringRow, Verdicts
+from .scorers import SCORERS, score_naive
+from .verification import disagreement, tolerance
 
-Method = Literal["auto", "packed", "naive"]
+Resolved = Literal["cached_packed", "packed", "kv_repeat", "naive"]
+Method = Literal["auto", "cached_packed", "packed", "kv_repeat", "naive"]
+Verify = Literal["once", "never"]
 
 DEFAULT_MAX_TOKENS = 16384
-
-# Families whose attention is one mask, the same in every layer, and whose positions come from `position_ids` alone.
-# Each was compared with the naive scorer on a tiny random model. Left out on purpose: ALiBi (bloom, mpt, falcon),
-# recurrent or hybrid layers (mamba, jamba, qwen3_next, lfm2, ...), sparse indexers (deepseek_v32, ...).
-PACKED_MODEL_TYPES = frozenset(
-    {
-        "apertus",
-        "arcee",
-        "cohere",
-        "deepseek_v2",
-        "deepseek_v3",
-        "ernie4_5",
-        "gemma",
-        "glm",
-        "glm4",
-        "gpt2",
-        "gpt_bigcode",
-        "gpt_neox",
-        "gptj",
-        "granite",
-        "granitemoe",
-        "helium",
-        "hunyuan_v1_dense",
-        "llama",
-        "ministral3",
-        "mistral",
-        "mixtral",
-        "nemotron",
-        "olmo",
-        "olmo2",
-        "olmoe",
-        "phi",
-        "phi3",
-        "qwen2",
-        "qwen2_moe",
-        "qwen3",
-        "qwen3_moe",
-        "seed_oss",
-        "smollm3",
-        "stablelm",
-        "starcoder2",
-    }
-)
-_PACKED_ATTENTION = ("sdpa", "eager")
-# Rotary embeddings whose frequencies depend on the longest position in the batch: one row would change another.
-_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringRow:
-    """One trajectory and the questions about it.
-
-    Args:
-        token_ids (`Sequence[int]`): `(L,)` the trajectory.
-        suffixes (`Sequence[Sequence[int]]`): `(T, q_t)` token ids of each question.
-        visible (`Sequence[int]`): `(T,)` suffix t follows `token_ids[:visible[t]]` and sees nothing else.
-    """
-
-    token_ids: Sequence[int]
-    suffixes: Sequence[Sequence[int]]
-    visible: Sequence[int]
-
-    @property
-    def prefix_length(self) -> int:
-        """Tokens of the trajectory that at least one suffix sees; the rest need not be computed."""
-        return max(self.visible)
-
-    @property
-    def packed_length(self) -> int:
-        return self.prefix_length + sum(len(suffix) for suffix in self.suffixes)
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictLogits:
-    """Logits of the verdict words after each suffix, in the order of the rows and of their suffixes.
+    """Logits of the verdicts after each suffix, in the order of the trajectories and of their suffixes.
 
     Args:
-        logits (`torch.Tensor`): `(S, K)`, S = all suffixes, at least float32.
-        row_index (`torch.Tensor`): `(S,)` index of the row that a suffix belongs to.
-        step_index (`torch.Tensor`): `(S,)` index of the suffix within its row.
-        method (`str`): `"packed"` or `"naive"`.
+        logits (`torch.Tensor`): `(S, K)`, S = all suffixes, at least float32; up to a constant per row, the
+            log-probabilities of the verdicts.
+        row_index (`torch.Tensor`): `(S,)` index of the trajectory that a suffix belongs to.
+        step_index (`torch.Tensor`): `(S,)` index of the suffix within its trajectory.
+        method (`str`): `"cached_packed"`, `"packed"`, `"kv_repeat"` or `"naive"`.
     """
 
     logits: torch.Tensor
@@ -110,82 +46,143 @@ class VerdictLogits:
 
 def score_steps(
     model: nn.Module,
-    rows: Sequence[ScoringRow],
-    verdict_ids: Sequence[int],
+    trajectories: Sequence[Sequence[int]],
+    suffixes: Sequence[Sequence[Sequence[int]]],
+    verdict_ids: Sequence[int] | Sequence[Sequence[int]],
     *,
+    visible: Sequence[Sequence[int]] | None = None,
     method: Method = "auto",
-    max_tokens: int | None = None,
     requires_grad: bool = False,
+    max_tokens: int | None = None,
+    verify: Verify = "once",
 ) -> VerdictLogits:
-    """Scores every suffix of every row: logits of the K verdict words as the token after the suffix.
+    """Scores every question about every trajectory: logits of the K verdicts as what follows the question.
 
     Args:
         model (`nn.Module`): a `...ForCausalLM`, possibly in a PEFT wrapper; its train/eval mode is left as it is.
-        rows (`Sequence[ScoringRow]`): trajectories and their questions.
-        verdict_ids (`Sequence[int]`): `(K,)` vocabulary ids of the verdicts.
-        method (`"auto"`, `"packed"` or `"naive"`): `"auto"` packs where the architecture allows it, and otherwise
-            warns once and is naive.
-        max_tokens (`int`, *optional*, defaults to 16384): padded tokens of one forward; a row may exceed it.
+        trajectories (`Sequence[Sequence[int]]`): `(N, L_n)` token ids.
+        suffixes (`Sequence[Sequence[Sequence[int]]]`): `(N, T_n, q)` token ids of the questions about each.
+        verdict_ids (`Sequence[int]` or `Sequence[Sequence[int]]`): `(K,)` vocabulary ids of the verdicts, or
+            `(K, m_k)` where a verdict has several tokens: its logit is then the sum of their log-probabilities.
+        visible (`Sequence[Sequence[int]]`, *optional*): `(N, T_n)` question t sees the first `visible[n][t]` tokens
+            of its trajectory and itself; all of them by default.
+        method (`str`): `"cached_packed"` (one pass without gradient), `"packed"` (one pass, also with gradient),
+            `"kv_repeat"` (one pass over the trajectory, one copy of its cache per question), `"naive"` (one forward
+            per question). `"auto"` takes the first that is right for the model and its mode, and says once if that is
+            not a one-pass method.
         requires_grad (`bool`): keep the graph (calibration).
+        max_tokens (`int`, *optional*, defaults to 16384): padded tokens of one forward; a trajectory may exceed it.
+        verify (`"once"` or `"never"`): compare a method with `"naive"` on random tokens, longer than the model's
+            attention window, before its first use on this model. `"never"` trusts the table of architectures.
 
     Raises:
-        ValueError: a row that cannot be scored, a verdict id outside the vocabulary, or `method="packed"` on a model
-            that packing would silently score wrongly.
+        ValueError: a trajectory, question or verdict that cannot be scored, or a method that would be silently wrong
+            for this model or mode.
     """
-    config = text_config(model)
-    _check_inputs(config, rows, verdict_ids)
+    rows = _rows(trajectories, suffixes, visible)
+    return score_rows(
+        model, rows, verdict_ids, method=method, requires_grad=requires_grad, max_tokens=max_tokens, verify=verify
+    )
+
+
+def score_rows(
+    model: nn.Module,
+    rows: Sequence[ScoringRow],
+    verdict_ids: Sequence[int] | Sequence[Sequence[int]],
+    *,
+    method: Method = "auto",
+    requires_grad: bool = False,
+    max_tokens: int | None = None,
+    verify: Verify = "once",
+) -> VerdictLogits:
+    """[`score_steps`] on bundled rows."""
+    verdicts = Verdicts.of(verdict_ids)
+    check_rows(text_config(model), rows, verdicts)
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}; leave it None for {DEFAULT_MAX_TOKENS}")
-    resolved = resolve_method(model, method)
-    counts = [len(row.suffixes) for row in rows]
+    resolved = resolve_method(model, method, requires_grad=requires_grad, verify=verify)
+    limit = max_tokens or DEFAULT_MAX_TOKENS
     with torch.set_grad_enabled(requires_grad):
         if not rows:
-            logits = torch.zeros(0, len(verdict_ids), device=_embedding_weight(model).device)
-        elif resolved == "packed":
-            logits = _score_packed(model, rows, verdict_ids, max_tokens or DEFAULT_MAX_TOKENS)
+            per_row = [torch.zeros(0, len(verdicts.token_ids), device=embedding_weight(model).device)]
+        elif resolved == "naive":
+            per_row = score_naive(model, rows, verdicts)
         else:
-            logits = _score_naive(model, rows, verdict_ids)
+            per_row = SCORERS[resolved](model, rows, verdicts, limit)
+    counts = [len(row.suffixes) for row in rows]
     return VerdictLogits(
-        logits=logits,
+        logits=torch.cat(per_row),
         row_index=torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts, dtype=torch.long)),
         step_index=torch.tensor([step for count in counts for step in range(count)], dtype=torch.long),
         method=resolved,
     )
 
 
-def resolve_method(model: nn.Module, method: Method = "auto") -> Literal["packed", "naive"]:
-    """The scorer that `method` means for this model; see [`score_steps`]."""
-    if method not in ("auto", "packed", "naive"):
-        raise ValueError(f"method must be 'auto', 'packed' or 'naive', got {method!r}")
+def resolve_method(
+    model: nn.Module, method: Method = "auto", *, requires_grad: bool = False, verify: Verify = "once"
+) -> Resolved:
+    """The scorer that `method` means for this model in its present mode; see [`score_steps`]."""
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
+    if verify not in get_args(Verify):
+        raise ValueError(f"verify must be one of {get_args(Verify)}, got {verify!r}")
     if method == "naive":
         return "naive"
-    obstacle = packing_obstacle(model)
-    if obstacle is None:
-        return "packed"
-    if method == "packed":
-        raise ValueError(f"method='packed' would be silently wrong here: {obstacle}; use method='auto' or 'naive'")
-    _warn_once(f"hindsight scoring falls back to one forward per step (slow): {obstacle}")
+    if method != "auto":
+        obstacle = method_obstacle(model, method, requires_grad=requires_grad, verify=verify)
+        if obstacle is not None:
+            raise ValueError(f"method={method!r} would be silently wrong here: {obstacle}; use method='auto'")
+        return method
+    reasons: list[str] = []
+    for candidate in _candidates(requires_grad):
+        obstacle = method_obstacle(model, candidate, requires_grad=requires_grad, verify=verify)
+        if obstacle is None:
+            if candidate == "kv_repeat":
+                _warn_once(f"hindsight scoring copies the cache for every question: {reasons[0]}")
+            return candidate
+        reasons.append(obstacle)
+    _warn_once(f"hindsight scoring falls back to one forward per step (slow): {reasons[0]}")
     return "naive"
 
 
-def packing_obstacle(model: nn.Module) -> str | None:
-    """Why this model's layers cannot be given one 4D mask with restarted positions; `None` where they can."""
-    config = text_config(model)
-    kind, attention = config.model_type, getattr(unwrap_causal_lm(model).config, "_attn_implementation", None)
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if kind not in PACKED_MODEL_TYPES:
-        return f"model type {kind!r} is not known to have full attention in every layer"
-    if layer_types - {"full_attention"}:
-        return f"model type {kind!r} has layers of type {sorted(layer_types - {'full_attention'})}"
-    if not layer_types and window is not None:
-        return f"model type {kind!r} has sliding window attention (config.sliding_window={window})"
-    if rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
-        return f"the rotary embedding {rope['rope_type']!r} depends on the other rows of the batch"
-    if attention not in _PACKED_ATTENTION:
-        return f"attention implementation {attention!r} takes no 4D mask; load with attn_implementation='sdpa'"
+def _candidates(requires_grad: bool) -> tuple[Literal["cached_packed", "packed", "kv_repeat"], ...]:
+    return ("packed",) if requires_grad else ("cached_packed", "packed", "kv_repeat")
+
+
+def method_obstacle(
+    model: nn.Module,
+    method: Literal["cached_packed", "packed", "kv_repeat"],
+    *,
+    requires_grad: bool = False,
+    verify: Verify = "once",
+) -> str | None:
+    """Why this method would be wrong for this model in its present mode, `None` if it is right."""
+    obstacle = repeat_obstacle(model) if method == "kv_repeat" else mask_obstacle(model)
+    if obstacle is not None:
+        return obstacle
+    if method != "packed" and _loses_its_cache(model):
+        return "gradient checkpointing in training mode drops the cache; call model.eval() or disable it"
+    if method == "kv_repeat" and requires_grad:
+        return "a gradient does not pass through the copies of the cache"
+    if verify == "never":
+        if not is_listed(model):
+            return (
+                f"model type {text_config(model).model_type!r} is not in the table, and verify='never' trusts only it"
+            )
+        return None
+    measured = disagreement(model, method)
+    if isinstance(measured, str):
+        return f"{method} scoring failed on this model ({measured})"
+    if measured > tolerance(model):
+        return (
+            f"{method} scoring differs from naive scoring by {measured:.1e} of the logits' spread on this model "
+            f"(tolerated: {tolerance(model):.0e})"
+        )
     return None
+
+
+def _loses_its_cache(model: nn.Module) -> bool:
+    return any(getattr(m, "gradient_checkpointing", False) and m.training for m in backbone_of(model).modules())
 
 
 @functools.cache
@@ -193,129 +190,53 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=4)
 
 
-def _check_inputs(config: Any, rows: Sequence[ScoringRow], verdict_ids: Sequence[int]) -> None:
-    vocab_size = config.vocab_size
-    if not verdict_ids or not all(0 <= index < vocab_size for index in verdict_ids):
-        raise ValueError(f"verdict_ids must be ids in [0, {vocab_size}), the model's vocabulary, got {verdict_ids!r}")
+def _rows(
+    trajectories: Sequence[Sequence[int]],
+    suffixes: Sequence[Sequence[Sequence[int]]],
+    visible: Sequence[Sequence[int]] | None,
+) -> list[ScoringRow]:
+    if visible is None:
+        visible = [[len(tokens)] * len(asked) for tokens, asked in zip(trajectories, suffixes, strict=False)]
+    if not len(trajectories) == len(suffixes) == len(visible):
+        raise ValueError(
+            f"{len(trajectories)} trajectories, but suffixes for {len(suffixes)} and visible for {len(visible)} of "
+            "them; give one list for each trajectory"
+        )
+    return [ScoringRow(*row) for row in zip(trajectories, suffixes, visible, strict=True)]
+
+
+def check_rows(config: Any, rows: Sequence[ScoringRow], verdicts: Verdicts) -> None:
+    """Raises a `ValueError` that names the first trajectory, question or verdict that cannot be scored."""
+    ids = [token for tokens in verdicts.token_ids for token in tokens]
+    if not ids or not all(0 <= index < config.vocab_size for index in ids):
+        raise ValueError(
+            f"verdict_ids must be ids in [0, {config.vocab_size}), the model's vocabulary, got {verdicts.token_ids!r}"
+        )
+    longest_verdict = max(len(branch) for branch in verdicts.branches)
     max_positions = getattr(config, "max_position_embeddings", None)
     for index, row in enumerate(rows):
-        _check_row(index, row, max_positions)
+        _check_row(index, row, None if max_positions is None else max_positions - longest_verdict)
 
 
 def _check_row(index: int, row: ScoringRow, max_positions: int | None) -> None:
     length = len(row.token_ids)
     if length == 0:
-        raise ValueError(f"rows[{index}]: the trajectory is empty; a question needs something to be about")
+        raise ValueError(f"trajectories[{index}] is empty; a question needs something to be about")
     if not row.suffixes:
-        raise ValueError(f"rows[{index}]: no suffix to score; leave trajectories without steps out of rows")
+        raise ValueError(f"suffixes[{index}] holds no question (T = 0); leave trajectories without steps out")
     if len(row.visible) != len(row.suffixes):
         raise ValueError(
-            f"rows[{index}]: {len(row.suffixes)} suffixes but {len(row.visible)} values in visible; give one for each"
+            f"visible[{index}] has {len(row.visible)} values for {len(row.suffixes)} suffixes; give one for each"
         )
     for step, (suffix, visible) in enumerate(zip(row.suffixes, row.visible, strict=True)):
         if not len(suffix):
-            raise ValueError(f"rows[{index}]: suffix {step} is empty; a verdict is read after its last token")
+            raise ValueError(f"suffixes[{index}][{step}] is empty; a verdict is read after its last token")
         if not 1 <= visible <= length:
             raise ValueError(
-                f"rows[{index}]: visible[{step}] must be in [1, {length}] (the trajectory), got {visible}"
+                f"visible[{index}][{step}] must be in [1, {length}] (the trajectory's length), got {visible}"
             )
         if max_positions is not None and visible + len(suffix) > max_positions:
             raise ValueError(
-                f"rows[{index}]: trajectory of {visible} tokens plus suffix {step} of {len(suffix)} exceed the "
-                f"model's {max_positions} positions (max_position_embeddings); shorten the episodes or "
-                "the hindsight prompt"
+                f"trajectories[{index}]: {visible} tokens plus {len(suffix)} of suffixes[{index}][{step}] exceed the "
+                f"model's {max_positions} positions (max_position_embeddings); shorten the episodes or the question"
             )
-
-
-def _score_naive(model: nn.Module, rows: Sequence[ScoringRow], verdict_ids: Sequence[int]) -> torch.Tensor:
-    """`(S, K)` by the model's own `forward`, one suffix at a time: the reference for everything else."""
-    device = _embedding_weight(model).device
-    logits = []
-    for row in rows:
-        for suffix, visible in zip(row.suffixes, row.visible, strict=True):
-            input_ids = torch.tensor([[*row.token_ids[:visible], *suffix]], dtype=torch.long, device=device)
-            output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
-            logits.append(output.logits[0, -1, list(verdict_ids)])
-    stacked = torch.stack(logits)
-    return stacked if stacked.dtype == torch.float64 else stacked.float()
-
-
-def _score_packed(
-    model: nn.Module, rows: Sequence[ScoringRow], verdict_ids: Sequence[int], max_tokens: int
-) -> torch.Tensor:
-    """`(S, K)` with one row per trajectory, rows of similar length together."""
-    weight = _embedding_weight(model)
-    chunks: dict[int, torch.Tensor] = {}
-    for batch in plan_batches([row.packed_length for row in rows], max_tokens):
-        packed = _pack([rows[index] for index in batch]).to(weight.device)
-        mask = torch.zeros(packed.allowed.shape, dtype=_mask_dtype(weight), device=weight.device)
-        mask = mask.masked_fill_(~packed.allowed, torch.finfo(mask.dtype).min)
-        hidden = backbone_hidden(model, packed.input_ids, mask[:, None], packed.position_ids)
-        at_end = hidden[packed.last_row.to(hidden.device), packed.last_column.to(hidden.device)]  # (S_batch, H)
-        logits = lm_logits(model, at_end, token_ids=verdict_ids)
-        sizes = [len(rows[index].suffixes) for index in batch]
-        chunks.update(zip(batch, logits.split(sizes), strict=True))
-    return torch.cat([chunks[index] for index in range(len(rows))])
-
-
-def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Groups rows by length so that rows times the longest of a group stay within `max_tokens`, where one row does."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        # Longest first, so the first row of a batch sets its width.
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
-@dataclass(frozen=True, slots=True)
-class _PackedBatch:
-    """B packed rows, right-padded to P tokens, with S suffixes in all."""
-
-    input_ids: torch.Tensor  # (B, P)
-    position_ids: torch.Tensor  # (B, P)
-    allowed: torch.Tensor  # (B, P, P) bool, query i may see key j
-    last_row: torch.Tensor  # (S,)
-    last_column: torch.Tensor  # (S,)
-
-    def to(self, device: torch.device) -> "_PackedBatch":
-        return _PackedBatch(*(getattr(self, name).to(device) for name in self.__slots__))
-
-
-def _pack(rows: Sequence[ScoringRow]) -> _PackedBatch:
-    shape = (len(rows), max(row.packed_length for row in rows))
-    input_ids, position_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    segments = torch.full(shape, -1)  # -1 padding, 0 trajectory, t + 1 suffix t
-    limits = torch.zeros(shape, dtype=torch.long)  # tokens of the trajectory that a query sees
-    last: list[tuple[int, int]] = []
-    for b, row in enumerate(rows):
-        end = row.prefix_length
-        input_ids[b, :end] = torch.tensor(row.token_ids[:end], dtype=torch.long)
-        position_ids[b, :end] = torch.arange(end)
-        segments[b, :end] = 0
-        for step, (suffix, visible) in enumerate(zip(row.suffixes, row.visible, strict=True)):
-            start, end = end, end + len(suffix)
-            input_ids[b, start:end] = torch.tensor(suffix, dtype=torch.long)
-            position_ids[b, start:end] = torch.arange(visible, visible + len(suffix))
-            segments[b, start:end] = step + 1
-            limits[b, start:end] = visible
-            last.append((b, end - 1))
-    column = torch.arange(shape[1])
-    own = (segments[:, :, None] == segments[:, None, :]) & (column[:, None] >= column[None, :])
-    prefix = (segments == 0)[:, None, :] & (column[None, None, :] < limits[:, :, None])
-    # Padding is a segment of its own: it sees itself, so that no row of the softmax is empty (NaN).
-    last_row, last_column = torch.tensor(last, dtype=torch.long).unbind(1)
-    return _PackedBatch(input_ids, position_ids, own | prefix, last_row, last_column)
-
-
-def _embedding_weight(model: nn.Module) -> torch.Tensor:
-    """Where the ids go, and the precision in which the layers work (LoRA and quantised weights differ from it)."""
-    return unwrap_causal_lm(model).get_input_embeddings().weight
-
-
-def _mask_dtype(weight: torch.Tensor) -> torch.dtype:
-    """An additive mask must have the dtype of the attention's queries."""
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

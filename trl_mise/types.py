@@ -112,7 +112,7 @@ class HindsightScores:
         scores (`np.ndarray`): `(S,)` h_t in [0, 1], S = sum of the episodes' lengths.
         verdict_probs (`np.ndarray`): `(S, K)` q(e | tau, t) over the K verdicts.
         num_steps (`tuple[int, ...]`): `(N,)` steps of each episode; sums to S.
-        method (`str`): how they were computed (`"packed"`, `"naive"`, or the name of another judge).
+        method (`str`): how they were computed (a method of `scoring`, or the name of another judge).
     """
 
     scores: np.ndarray

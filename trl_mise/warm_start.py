@@ -14,8 +14,9 @@ from .chat import PromptFormat
 from .envs.base import EnvironmentFactory
 from .heads import backbone_hidden, lm_logits
 from .hindsight import HindsightReward
+from .packing import ScoringRow
 from .rollout import RolloutLimits, collect_rollouts
-from .scoring import ScoringRow, score_steps
+from .scoring import score_rows
 from .tiny import Progress
 from .token_batch import pad_rows
 from .types import Trajectory
@@ -46,12 +47,12 @@ class VerdictExamples:
     Args:
         rows (`list[ScoringRow]`): one per trajectory.
         good_probs (`list[tuple[float, ...]]`): of each step, in [0, 1].
-        verdict_ids (`tuple[int, int]`): tokens of good and bad.
+        verdict_ids (`tuple[tuple[int, ...], ...]`): tokens of good and of bad.
     """
 
     rows: list[ScoringRow]
     good_probs: list[tuple[float, ...]]
-    verdict_ids: tuple[int, int]
+    verdict_ids: tuple[tuple[int, ...], ...]
 
     def draw(self, rng: np.random.Generator, size: int) -> "VerdictExamples":
         """`size` random episodes with their questions."""
@@ -149,8 +150,7 @@ def verdict_examples(
             raise ValueError(f"episode {index} was played without a judge; pass judge= to scripted_rollouts")
         rows.extend(evaluators[index % len(evaluators)].questions([trajectory]))
         good_probs.append(tuple(accuracy if good else 1.0 - accuracy for good in judged))
-    good, bad = evaluators[0].verdict_ids
-    return VerdictExamples(rows, good_probs, (good, bad))
+    return VerdictExamples(rows, good_probs, evaluators[0].verdict_ids)
 
 
 def warm_start(model: nn.Module, phases: Sequence[Phase], *, seed: int = 0, progress: Progress | None = None) -> None:
@@ -208,6 +208,6 @@ def imitation_loss(model: nn.Module, trajectories: Sequence[Trajectory]) -> Tens
 
 def verdict_loss(model: nn.Module, examples: VerdictExamples) -> Tensor:
     """Mean cross-entropy between the soft answers and the model's distribution over the two verdicts."""
-    logits = score_steps(model, examples.rows, examples.verdict_ids, requires_grad=True).logits  # (S, 2)
+    logits = score_rows(model, examples.rows, examples.verdict_ids, requires_grad=True).logits  # (S, 2)
     good = torch.tensor([prob for probs in examples.good_probs for prob in probs], device=logits.device)  # (S,)
     return nn.functional.cross_entropy(logits, torch.stack((good, 1 - good), dim=1).to(logits.dtype))
