@@ -40,7 +40,7 @@ LAYERS = {
         ["torch", "transformers", "trl"],
     ),
     "torch": (
-        ["advantages", "losses", "heads", "scoring", "calibration_losses", "update", "targets"],
+        ["advantages", "losses", "heads", "scoring", "calibration_losses", "token_log_probs", "update", "targets"],
         ["transformers", "trl"],
     ),
     "transformers": (

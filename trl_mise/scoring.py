@@ -6,6 +6,7 @@ trajectory and itself, at positions `visible[t], visible[t] + 1, ...`: about `1 
 """
 
 import functools
+import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -230,11 +231,13 @@ def _check_row(index: int, row: ScoringRow, max_positions: int | None) -> None:
 def _score_naive(model: nn.Module, rows: Sequence[ScoringRow], verdict_ids: Sequence[int]) -> torch.Tensor:
     """`(S, K)` by the model's own `forward`, one suffix at a time: the reference for everything else."""
     device = _embedding_weight(model).device
+    takes_keep = "logits_to_keep" in inspect.signature(unwrap_causal_lm(model).forward).parameters
+    options: dict[str, Any] = {"logits_to_keep": 1} if takes_keep else {}
     logits = []
     for row in rows:
         for suffix, visible in zip(row.suffixes, row.visible, strict=True):
             input_ids = torch.tensor([[*row.token_ids[:visible], *suffix]], dtype=torch.long, device=device)
-            output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+            output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, **options)
             logits.append(output.logits[0, -1, list(verdict_ids)])
     stacked = torch.stack(logits)
     return stacked if stacked.dtype == torch.float64 else stacked.float()
