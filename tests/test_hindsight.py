@@ -157,8 +157,8 @@ def test_question_text_names_step_action_and_outcome() -> None:
     assert wrapper(prompt=everything).question_text(trajectory, 0) == "take it|good,bad"
     default = HindsightReward(FORMAT).question_text(trajectory, 0)
     assert default == (
-        "The episode is over: reward 1.0. In hindsight, was the following choice good or bad for the task? Answer with "
-        'one word: good or bad. Step 1: "take lamp"'
+        "The episode is over: reward 1.0. In hindsight, was the following choice good or bad for the task? "
+        'Answer with one word: good or bad. Step 1: "take lamp"'
     )
 
 

@@ -41,7 +41,17 @@ LAYERS = {
         ["torch", "transformers", "trl"],
     ),
     "torch": (
-        ["advantages", "losses", "heads", "token_batch", "architectures", "calibration_losses", "update", "targets"],
+        [
+            "advantages",
+            "losses",
+            "heads",
+            "token_batch",
+            "token_log_probs",
+            "architectures",
+            "calibration_losses",
+            "update",
+            "targets",
+        ],
         ["transformers", "trl"],
     ),
     "transformers": (

@@ -229,6 +229,26 @@ def test_a_ready_made_optimizer_is_used(tmp_path: Path) -> None:
 # Memory and precision
 
 
+def test_head_max_bytes_bounds_every_pass_and_ratios_stay_one(tmp_path: Path) -> None:
+    """The logits of at most six tokens, in the policy's passes and in its reference's."""
+    tokenizer = make_tokenizer()
+    trainer = make_trainer(
+        tmp_path, tokenizer=tokenizer, head_max_bytes=6 * len(tokenizer) * 4, learning_rate=0.0, hindsight=False
+    )
+    sizes: dict[str, list[int]] = {"policy": [], "reference": []}
+    for name, model in (("policy", trainer.policy), ("reference", trainer.ref_model)):
+
+        def record(_: nn.Module, inputs: tuple[torch.Tensor], sizes: list[int] = sizes[name]) -> None:
+            if inputs[0].ndim == 2:  # gathered states `(n, H)`; sampling has rows
+                sizes.append(len(inputs[0]))
+
+        model.get_output_embeddings().register_forward_pre_hook(record)
+    trainer.train()
+    assert [max(seen) for seen in sizes.values()] == [6, 6]
+    assert [entry["val/ratio_max_deviation"] for entry in trainer.state.log_history] == [0.0, 0.0]
+    assert [entry["objective/kl"] for entry in trainer.state.log_history] == [0.0, 0.0]
+
+
 def count_layer_calls(trainer: MISETrainer) -> list[int]:
     calls: list[int] = []
     attention = trainer.policy.model.layers[0].self_attn

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_episodes import VOCAB, FakeAccelerator, in_lockstep, tiny_config, tiny_llama, toy_episode
+from toy_episodes import FakeAccelerator, in_lockstep, tiny_config, tiny_llama, toy_episode
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-from trl_mise.actor_critic import ActorCritic, ValueHead
+from trl_mise.actor_critic import ActorCritic, TokenOutputs, ValueHead
 from trl_mise.advantages import ActionLayout, Reduce, action_layout
 from trl_mise.losses import PPOCoefficients
 from trl_mise.token_batch import TokenBatch, pad_rows
@@ -421,20 +421,22 @@ class TestGradientNorm:
 
 
 def gradients(model: ActorCritic, loss: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
-    """Gradients of a loss of (logits, values) at the states of the first micro-batch of four episodes."""
+    """Gradients of a loss of (log-probs, values) of the tokens of the first micro-batch of four episodes."""
     layout = action_layout(EPISODES)
     batch: MicroBatch = make_micro_batches(EPISODES, layout, 4, np.random.default_rng(0))[0]
     model.zero_grad()
-    loss(*model(batch.tokens, batch.states, batch.states)).backward()
+    tokens = layout.token_ids[batch.episodes][batch.mask]
+    outputs = model(batch.tokens, batch.states, tokens, 0.7, batch.states)
+    loss(outputs.log_probs, outputs.values).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def values_only(logits: Tensor, values: Tensor) -> Tensor:
-    return values.pow(2).sum() + 0 * logits.sum()
+def values_only(log_probs: Tensor, values: Tensor) -> Tensor:
+    return values.pow(2).sum() + 0 * log_probs.sum()
 
 
-def both(logits: Tensor, values: Tensor) -> Tensor:
-    return values.pow(2).sum() + logits.log_softmax(-1)[:, 0].sum()
+def both(log_probs: Tensor, values: Tensor) -> Tensor:
+    return values.pow(2).sum() + log_probs.sum()
 
 
 class TestActorCritic:
@@ -469,11 +471,12 @@ class TestActorCritic:
         model = actor_critic("model", dtype=torch.float64)
         short, long = EPISODES[3].token_ids, EPISODES[2].token_ids
         index = (torch.tensor([0]), torch.tensor([len(short) - 1]))
-        alone: tuple[Tensor, Tensor] = model(pad_rows([short]), index, index)
+        token = torch.tensor([3])
+        alone: TokenOutputs = model(pad_rows([short]), index, token, 1.0, index)
         batch: TokenBatch = pad_rows([short, long])
-        for expected, padded in zip(alone, model(batch, index, index), strict=True):
+        for expected, padded in zip(alone, model(batch, index, token, 1.0, index), strict=True):
             torch.testing.assert_close(padded, expected, rtol=0, atol=1e-12)
-        assert alone[0].shape == (1, VOCAB)
+        assert [tensor.shape for tensor in alone] == [(1,)] * 3 and float(alone.entropy) > 0
 
     @pytest.mark.parametrize(("value", "backbone_grad"), [("head", False), ("head", True), ("model", False)])
     def test_gradient_checkpointing_gives_the_same_gradients(self, value: str, backbone_grad: bool) -> None:

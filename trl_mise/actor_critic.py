@@ -1,12 +1,13 @@
 """Policy and value in one module, evaluated only where it matters: at the states of action tokens."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .heads import backbone_hidden, lm_logits
+from .heads import backbone_hidden
 from .token_batch import TokenBatch
+from .token_log_probs import DEFAULT_HEAD_BYTES, token_log_probs
 
 
 class ValueHead(nn.Module):
@@ -33,6 +34,20 @@ class ValueHead(nn.Module):
         return self.score(hidden.to(next(self.score.parameters()).dtype)).squeeze(-1)
 
 
+class TokenOutputs(NamedTuple):
+    """What the update needs of tokens; a tuple, because that is what DistributedDataParallel and accelerate look into.
+
+    Args:
+        log_probs (`Tensor`): `(N,)` of the tokens under the tempered policy, at least float32.
+        entropy (`Tensor`): `(N,)` of the distributions that they were drawn from; has no gradient.
+        values (`Tensor`): `(M,)`, in the value model's precision.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
 class ActorCritic(nn.Module):
     """The trained module: a causal LM as policy, and a value model of its own or a head on the policy's backbone.
 
@@ -40,13 +55,22 @@ class ActorCritic(nn.Module):
         policy (`PreTrainedModel` or `PeftModel`): causal LM.
         value_model (`nn.Module`): a [`ValueHead`], or a sequence classification model with one label.
         value_backbone_grad (`bool`): let the head's loss reach the policy's backbone.
+        head_max_bytes (`int`): most bytes of the logits that are in memory at a time; see [`token_log_probs`].
     """
 
-    def __init__(self, policy: nn.Module, value_model: nn.Module, *, value_backbone_grad: bool = False) -> None:
+    def __init__(
+        self,
+        policy: nn.Module,
+        value_model: nn.Module,
+        *,
+        value_backbone_grad: bool = False,
+        head_max_bytes: int = DEFAULT_HEAD_BYTES,
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.value_model = value_model
         self.value_backbone_grad = value_backbone_grad
+        self.head_max_bytes = head_max_bytes
         self.config: Any = policy.config
         self.is_gradient_checkpointing = bool(getattr(policy, "is_gradient_checkpointing", False))
 
@@ -69,23 +93,33 @@ class ActorCritic(nn.Module):
         self.is_gradient_checkpointing = False
 
     def forward(
-        self, batch: TokenBatch, logit_index: tuple[Tensor, Tensor], value_index: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Logits and values at chosen positions.
+        self,
+        batch: TokenBatch,
+        states: tuple[Tensor, Tensor],
+        token_ids: Tensor,
+        temperature: float,
+        value_index: tuple[Tensor, Tensor],
+    ) -> TokenOutputs:
+        """Log-probabilities and entropies of chosen tokens, and values at chosen positions.
 
         Args:
             batch ([`TokenBatch`]): `(B, L)` rows.
-            logit_index (`tuple[Tensor, Tensor]`): rows and columns, `(N,)` each, whose next-token logits are wanted.
+            states (`tuple[Tensor, Tensor]`): rows and columns, `(N,)` each, of the states before the tokens.
+            token_ids (`Tensor`): `(N,)` the tokens that follow these states.
+            temperature (`float`): of the sampling.
             value_index (`tuple[Tensor, Tensor]`): rows and columns, `(M,)` each, whose values are wanted.
-
-        Returns:
-            `tuple[Tensor, Tensor]`: logits `(N, V)` and values `(M,)`.
         """
         hidden = backbone_hidden(self.policy, batch.input_ids, batch.attention_mask, batch.position_ids)  # (B, L, H)
-        logits = lm_logits(self.policy, hidden[logit_index])
+        log_probs, entropy = token_log_probs(
+            self.policy, hidden[states], token_ids, temperature, max_bytes=self.head_max_bytes
+        )
+        return TokenOutputs(log_probs, entropy, self._values(batch, hidden, value_index))
+
+    def _values(self, batch: TokenBatch, hidden: Tensor, index: tuple[Tensor, Tensor]) -> Tensor:
+        """`(M,)` of the head on the policy's `hidden`, or of a value model that reads the rows itself."""
         if isinstance(self.value_model, ValueHead):
-            features = hidden[value_index]
-            return logits, self.value_model(features if self.value_backbone_grad else features.detach())
+            features = hidden[index]
+            return self.value_model(features if self.value_backbone_grad else features.detach())
         value_model: Any = self.value_model
         critic = getattr(value_model, value_model.base_model_prefix)
         value_hidden = critic(
@@ -94,4 +128,4 @@ class ActorCritic(nn.Module):
             position_ids=batch.position_ids,
             use_cache=False,
         )[0]
-        return logits, value_model.score(value_hidden[value_index]).squeeze(-1)
+        return value_model.score(value_hidden[index]).squeeze(-1)

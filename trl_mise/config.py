@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ._trl import PPOConfig
+from .token_log_probs import DEFAULT_HEAD_BYTES
 
 DEFAULT_COEF = {"advantage": 0.1, "return": 0.03}
 
@@ -42,6 +43,9 @@ class MISEConfig(PPOConfig):
             `"reward"` (as in TRL) without one.
         value_backbone_grad (`bool`, *optional*, defaults to `False`):
             Without a `value_model`: let the value head's loss reach the policy's backbone.
+        head_max_bytes (`int`, *optional*, defaults to `67108864`):
+            Most bytes of next-token logits (tokens x vocabulary) in memory at a time when action tokens are evaluated
+            and trained on; a pass holds about three times that. More is faster where the head itself is trained.
         hindsight_coef (`float`, *optional*):
             Weight alpha of the hindsight scores. Defaults to 0.1 for placement `"advantage"`, 0.03 for `"return"`;
             0 switches hindsight off.
@@ -95,6 +99,7 @@ class MISEConfig(PPOConfig):
     gae_level: Literal["turn", "token"] | None = _option(None, "One advantage per turn or per action token.")
     kl_placement: Literal["loss", "reward"] | None = _option(None, "KL as a loss term or in the reward.")
     value_backbone_grad: bool = _option(False, "Let the value head's loss reach the policy's backbone.")
+    head_max_bytes: int = _option(DEFAULT_HEAD_BYTES, "Most bytes of next-token logits in memory at a time.")
     hindsight_coef: float | None = _option(None, "Weight alpha of the hindsight scores; 0 switches them off.")
     hindsight_placement: Literal["advantage", "return"] = _option("advantage", "Where the scores are added.")
     hindsight_prompt: str | None = _option(None, "Jinja template of the evaluator's question.")
@@ -160,6 +165,7 @@ class MISEConfig(PPOConfig):
             "max_new_tokens": 1,
             "max_episode_tokens": 1,
             "num_envs": 1,
+            "head_max_bytes": 1,
             "hindsight_coef": 0,
             "calibration_batch_size": 2,
             "calibration_every": 1,

@@ -111,6 +111,18 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def output_head(model: nn.Module) -> nn.Module:
+    """The module that makes logits of hidden states, with the adapters that are on it.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    head = unwrap_causal_lm(model).get_output_embeddings()
+    if head is None:
+        raise ValueError(f"model {type(model).__name__} has no output embeddings; pass a ...ForCausalLM model")
+    return cast(nn.Module, head)
+
+
 def lm_logits(model: nn.Module, hidden: torch.Tensor, *, token_ids: Sequence[int] | None = None) -> torch.Tensor:
     """Next-token logits of gathered hidden states, as the model's own `forward` would give them.
 
@@ -122,9 +134,7 @@ def lm_logits(model: nn.Module, hidden: torch.Tensor, *, token_ids: Sequence[int
     Returns:
         `torch.Tensor`: `(..., V)` or `(..., K)`, at least float32.
     """
-    head = unwrap_causal_lm(model).get_output_embeddings()
-    if head is None:
-        raise ValueError(f"model {type(model).__name__} has no output embeddings; pass a ...ForCausalLM model")
+    head = output_head(model)
     if token_ids is None:
         logits = head(hidden.to(_weight_dtype(head, hidden)))
     else:

@@ -37,7 +37,10 @@ class RepairedPPOTrainer(PPOTrainer):
         """Called by PPOTrainer right after it wrapped policy and value model; our wrapper takes its place."""
         if not self.is_plain_ppo:
             self.model: Any = ActorCritic(
-                self.policy_model, self.value_model, value_backbone_grad=self.args.value_backbone_grad
+                self.policy_model,
+                self.value_model,
+                value_backbone_grad=self.args.value_backbone_grad,
+                head_max_bytes=self.args.head_max_bytes,
             )
         super().create_optimizer_and_scheduler(num_training_steps)
 

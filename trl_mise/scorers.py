@@ -16,6 +16,7 @@ from .heads import accepts, backbone_hidden, embedding_weight, lm_logits, unwrap
 from .kv_cache import KVCache, read, read_on
 from .packing import QuestionTree, ScoringRow, Verdicts, plan_batches, question_tree
 from .token_batch import TokenBatch, pad_rows
+from .token_log_probs import token_log_probs
 
 
 def score_cached_packed(
@@ -199,7 +200,7 @@ def _verdict_logits(model: nn.Module, states: Tensor, verdicts: Verdicts) -> Ten
         return lm_logits(model, states[:: len(lengths)], token_ids=verdicts.words)
     per_suffix = torch.tensor([token for tokens in verdicts.token_ids for token in tokens], device=states.device)
     token_ids = per_suffix.repeat(len(states) // len(per_suffix))
-    log_probs = lm_logits(model, states).log_softmax(-1).gather(1, token_ids[:, None])
+    log_probs, _ = token_log_probs(model, states, token_ids, temperature=1.0)
     by_verdict = log_probs.view(-1, len(per_suffix)).split(lengths, dim=1)
     return torch.stack([part.sum(1) for part in by_verdict], 1)
 

@@ -330,7 +330,14 @@ class MISETrainer(RepairedPPOTrainer):
         """Old and reference log-probabilities and values of the rollout's action tokens."""
         self._phase("evaluate")
         with eval_mode(self.model), self.accelerator.autocast():
-            return evaluate_rollout(self.model, self.reference_policy, layout, micro_batches, self.args.temperature)
+            return evaluate_rollout(
+                self.model,
+                self.reference_policy,
+                layout,
+                micro_batches,
+                self.args.temperature,
+                head_max_bytes=self.args.head_max_bytes,
+            )
 
     def score(self, trajectories: Sequence[Trajectory]) -> HindsightScores | None:
         """Hindsight verdicts on every step; `None` where hindsight is off."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .advantages import ActionLayout, Reduce
-from .heads import backbone_hidden, lm_logits
+from .heads import backbone_hidden
 from .losses import PPOCoefficients, PPOLoss, TokenTargets, ppo_loss
 from .token_batch import TokenBatch, pad_rows
+from .token_log_probs import DEFAULT_HEAD_BYTES, token_log_probs
 from .types import Trajectory
 
 
@@ -75,14 +76,6 @@ class Evaluation:
     final_values: Tensor
 
 
-def token_log_probs(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of `token_ids` `(N,)` under tempered `logits` `(N, V)`, and the entropies `(N,)`."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    log_probs = (logits / (temperature + 1e-7)).log_softmax(-1)
-    entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
-    return log_probs.gather(1, token_ids[:, None]).squeeze(1), entropy
-
-
 @torch.no_grad()
 def evaluate_rollout(
     model: nn.Module,
@@ -90,6 +83,8 @@ def evaluate_rollout(
     layout: ActionLayout,
     micro_batches: Sequence[MicroBatch],
     temperature: float,
+    *,
+    head_max_bytes: int = DEFAULT_HEAD_BYTES,
 ) -> Evaluation:
     """One pass of the trained module and one of the reference over the rollout.
 
@@ -97,6 +92,7 @@ def evaluate_rollout(
         model (`nn.Module`): [`ActorCritic`], possibly wrapped.
         reference: context manager that gives the reference policy.
         temperature (`float`): of the sampling; log-probabilities are those of the tempered policy.
+        head_max_bytes (`int`): bound on the reference's logits; `model` has its own.
     """
     shape, device = layout.mask.shape, layout.mask.device
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
@@ -105,18 +101,19 @@ def evaluate_rollout(
     for batch in micro_batches:
         tokens = layout.token_ids[batch.episodes][batch.mask]
         value_index = tuple(torch.cat(pair) for pair in zip(batch.states, batch.last, strict=True))
-        logits, state_values = model(batch.tokens, batch.states, value_index)
-        _scatter(log_probs, batch, token_log_probs(logits, tokens, temperature)[0])
-        _scatter(values, batch, state_values[: len(tokens)])
-        final_values[batch.episodes] = state_values[len(tokens) :].to(dtype)
+        outputs = model(batch.tokens, batch.states, tokens, temperature, value_index)
+        _scatter(log_probs, batch, outputs.log_probs)
+        _scatter(values, batch, outputs.values[: len(tokens)])
+        final_values[batch.episodes] = outputs.values[len(tokens) :].to(dtype)
     with reference() as ref_model:
         for batch in micro_batches:
             tokens = layout.token_ids[batch.episodes][batch.mask]
             hidden = backbone_hidden(
                 ref_model, batch.tokens.input_ids, batch.tokens.attention_mask, batch.tokens.position_ids
             )
-            ref_logits = lm_logits(ref_model, hidden[batch.states])
-            _scatter(ref_log_probs, batch, token_log_probs(ref_logits, tokens, temperature)[0])
+            states = hidden[batch.states]
+            flat, _ = token_log_probs(ref_model, states, tokens, temperature, max_bytes=head_max_bytes)
+            _scatter(ref_log_probs, batch, flat)
     return Evaluation(log_probs, ref_log_probs, values, final_values)
 
 
@@ -234,14 +231,13 @@ def _micro_batch_loss(
     temperature: float,
     counts: Tensor,
 ) -> PPOLoss:
-    logits, values = model(batch.tokens, batch.states, batch.states)
     tokens = layout.token_ids[batch.episodes][batch.mask]
-    log_probs, entropy = token_log_probs(logits, tokens, temperature)
+    outputs = model(batch.tokens, batch.states, tokens, temperature, batch.states)
     num_tokens, num_values = (max(count, 1.0) for count in counts.tolist())
     return ppo_loss(
-        log_probs,
-        values.to(evaluation.values.dtype),
-        entropy,
+        outputs.log_probs,
+        outputs.values.to(evaluation.values.dtype),
+        outputs.entropy,
         targets.select(evaluation, batch),
         coefficients,
         num_tokens=num_tokens,
