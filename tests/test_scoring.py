@@ -154,7 +154,7 @@ def test_verdicts_of_several_tokens() -> None:
     expected = [[log_probability(prefix, v) for v in verdicts] for prefix in ([5, 9, 4, 8, 6, 7], [5, 9, 3])]
     for method in ("cached_packed", "packed", "kv_repeat", "naive"):
         logits = score_rows(model, [row], verdicts, method=method).logits
-        torch.testing.assert_close(logits, torch.tensor(expected, dtype=torch.float64), atol=1e-10, rtol=0)
+        torch.testing.assert_close(logits, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
     # One token each, in either spelling, is the plain case: the same up to a constant.
     plain, listed = (score_rows(model, [row], ids).logits for ids in (VERDICTS, [[token] for token in VERDICTS]))
     assert torch.equal(plain, listed)

@@ -183,7 +183,7 @@ def test_the_end_of_a_turn_is_learned_with_pad_as_eos(tmp_path: Path) -> None:
     trainer.train()
     tokens = [entry["env/action_tokens"] for entry in trainer.state.log_history]
     assert tokens[0] > 8  # three turns of at most three tokens
-    assert tokens[-1] < 5
+    assert tokens[-1] < 6
 
 
 # Truncation
