@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .heads import backbone_hidden
+from .kv_cache import read
+from .scorers import Questionnaire
 from .token_batch import TokenBatch
 from .token_log_probs import DEFAULT_HEAD_BYTES, token_log_probs
 
@@ -41,11 +43,23 @@ class TokenOutputs(NamedTuple):
         log_probs (`Tensor`): `(N,)` of the tokens under the tempered policy, at least float32.
         entropy (`Tensor`): `(N,)` of the distributions that they were drawn from; has no gradient.
         values (`Tensor`): `(M,)`, in the value model's precision.
+        verdict_logits (`Tensor`, *optional*): `(S, K)` of the questions that rode on the pass, row by row.
     """
 
     log_probs: Tensor
     entropy: Tensor
     values: Tensor
+    verdict_logits: Tensor | None = None
+
+
+def hidden_and_verdicts(
+    model: nn.Module, batch: TokenBatch, questions: Questionnaire | None
+) -> tuple[Tensor, Tensor | None]:
+    """One pass over the rows: hidden states `(B, L, H)`, and `(S, K)` verdicts of the questions that ride on it."""
+    if questions is None:
+        return backbone_hidden(model, batch.input_ids, batch.attention_mask, batch.position_ids), None
+    hidden, cache = read(model, batch)
+    return hidden, torch.cat(questions.ask(model, cache))
 
 
 class ActorCritic(nn.Module):
@@ -99,6 +113,7 @@ class ActorCritic(nn.Module):
         token_ids: Tensor,
         temperature: float,
         value_index: tuple[Tensor, Tensor],
+        questions: Questionnaire | None = None,
     ) -> TokenOutputs:
         """Log-probabilities and entropies of chosen tokens, and values at chosen positions.
 
@@ -108,12 +123,13 @@ class ActorCritic(nn.Module):
             token_ids (`Tensor`): `(N,)` the tokens that follow these states.
             temperature (`float`): of the sampling.
             value_index (`tuple[Tensor, Tensor]`): rows and columns, `(M,)` each, whose values are wanted.
+            questions ([`Questionnaire`], *optional*): about these rows, answered by the policy.
         """
-        hidden = backbone_hidden(self.policy, batch.input_ids, batch.attention_mask, batch.position_ids)  # (B, L, H)
+        hidden, verdict_logits = hidden_and_verdicts(self.policy, batch, questions)  # (B, L, H), (S, K)
         log_probs, entropy = token_log_probs(
             self.policy, hidden[states], token_ids, temperature, max_bytes=self.head_max_bytes
         )
-        return TokenOutputs(log_probs, entropy, self._values(batch, hidden, value_index))
+        return TokenOutputs(log_probs, entropy, self._values(batch, hidden, value_index), verdict_logits)
 
     def _values(self, batch: TokenBatch, hidden: Tensor, index: tuple[Tensor, Tensor]) -> Tensor:
         """`(M,)` of the head on the policy's `hidden`, or of a value model that reads the rows itself."""

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,6 +35,8 @@ class UpdateRecord:
         reference: context manager that gives the reference policy.
         accelerator (`Accelerator`): the trainer's.
         metrics (`dict[str, float]`): logged after the callbacks ran; they may add to it.
+        reference_verdicts (`Mapping[int, Tensor]`): `(T, K)` verdict logits of the reference model, by the index of
+            the episode, as far as they are known.
     """
 
     trajectories: list[Trajectory]
@@ -44,6 +46,7 @@ class UpdateRecord:
     reference: Callable[[], AbstractContextManager[nn.Module]]
     accelerator: Any
     metrics: dict[str, float] = field(default_factory=dict)
+    reference_verdicts: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class CalibrationCallback(TrainerCallback):
@@ -108,17 +111,25 @@ class CalibrationCallback(TrainerCallback):
             return
         hindsight = update.hindsight
         update.metrics.update(hindsight_metrics(update.scores, update.trajectories, hindsight.utilities))
-        episodes = zip(update.trajectories, update.scores.split(), strict=True)
-        examples = [CalibrationExample(trajectory, scores) for trajectory, scores in episodes]
+        reference = {i: _expected(logits, hindsight) for i, logits in update.reference_verdicts.items()}
+        episodes = enumerate(zip(update.trajectories, update.scores.split(), strict=True))
+        examples = [CalibrationExample(trajectory, scores, reference.get(i)) for i, (trajectory, scores) in episodes]
         if update.accelerator.num_processes > 1:
             # With the same buffer everywhere, either all processes take a step or none does; else one would wait.
             examples = gather_object(examples)
         self.buffer.add(examples)
         if state.global_step % self.every == 0:
-            # A frozen judge, or one that is no language model, is only corrected by the post-hoc map.
-            if self.target != "none" and hindsight.evaluator == "policy" and hindsight.asks_a_model:
+            if self._regresses(hindsight):
                 update.metrics.update(self._regress(args, update))
             self._refit(hindsight)
+
+    def _regresses(self, hindsight: HindsightReward) -> bool:
+        """A frozen judge, or one that is no language model, is only corrected by the post-hoc map."""
+        return self.target != "none" and hindsight.evaluator == "policy" and hindsight.asks_a_model
+
+    def is_anchored(self, hindsight: HindsightReward | None) -> bool:
+        """Whether it will want the reference model's verdicts on the episodes of an update."""
+        return hindsight is not None and self._regresses(hindsight) and self.anchor_coef > 0
 
     def _regress(self, args: Any, update: UpdateRecord) -> dict[str, float]:
         batch = self.buffer.sample_balanced(self.batch_size, self.rng)
@@ -262,6 +273,11 @@ class CalibrationCallback(TrainerCallback):
         self._optimizer_state = (
             torch.load(path, map_location="cpu", weights_only=True) if os.path.exists(path) else None
         )
+
+
+def _expected(logits: Tensor, hindsight: HindsightReward) -> np.ndarray:
+    """`(T, K)` verdict logits -> `(T,)` expected verdicts."""
+    return logits.double().softmax(-1).cpu().numpy() @ hindsight.utilities
 
 
 def _num_steps(batch: list[CalibrationExample]) -> int:

@@ -7,11 +7,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
-from torch import nn
+from torch import Tensor, nn
 
 from .chat import After, PromptFormat
-from .packing import ScoringRow
-from .scoring import Method, VerdictLogits, resolve_method, score_rows
+from .heads import text_config
+from .packing import ScoringRow, Verdicts, question_tree
+from .scorers import Questionnaire
+from .scoring import DEFAULT_MAX_TOKENS, Method, VerdictLogits, check_rows, resolve_method, score_rows
 from .types import HindsightScores, Trajectory, Turn
 
 DEFAULT_PROMPT = (
@@ -166,22 +168,55 @@ class HindsightReward:
 
     def verdict_probs(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> np.ndarray:
         """`(S, K)` q(e | tau, t) for all steps in order, over the verdicts. Override this for another judge."""
-        logits = self.verdict_logits(model, trajectories).logits
-        return logits.double().softmax(dim=-1).cpu().numpy()
+        return _probabilities(self.verdict_logits(model, trajectories).logits)
 
     @property
     def asks_a_model(self) -> bool:
         """Whether the verdicts come from a language model (and not from an override of [`verdict_probs`])."""
         return type(self).verdict_probs is HindsightReward.verdict_probs
 
-    def score(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> HindsightScores:
+    def can_ride(self, model: nn.Module) -> bool:
+        """Whether the questions can ride on another pass of `model` over the trajectories, in its present mode."""
+        in_our_way = self.asks_a_model and type(self).verdict_logits is HindsightReward.verdict_logits
+        one_pass = in_our_way and self.method in ("auto", "cached_packed")
+        return one_pass and resolve_method(model, self.method) == "cached_packed"
+
+    def questionnaire(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> Questionnaire:
+        """All questions about the trajectories, laid out to ride on a pass of `model`."""
+        verdicts = Verdicts.of(self.verdict_ids)
+        rows = [self._row(trajectory) if trajectory.num_steps else None for trajectory in trajectories]
+        check_rows(text_config(model), [row for row in rows if row is not None], verdicts)
+        trees = [None if row is None else question_tree(row, verdicts) for row in rows]
+        return Questionnaire(trees, verdicts, self.max_tokens or DEFAULT_MAX_TOKENS)
+
+    def complete_probs(
+        self, model: nn.Module, trajectories: Sequence[Trajectory], known: Mapping[int, Tensor]
+    ) -> np.ndarray:
+        """`(S, K)` probabilities where `(T, K)` logits of some trajectories are known already, by index."""
+        if not known:
+            return self.verdict_probs(model, trajectories)
+        missing = [trajectory for i, trajectory in enumerate(trajectories) if i not in known]
+        asked = iter(np.split(self.verdict_probs(model, missing), np.cumsum([t.num_steps for t in missing])[:-1]))
+        return np.concatenate(
+            [_probabilities(known[i]) if i in known else next(asked) for i in range(len(trajectories))]
+        )
+
+    def score(
+        self, model: nn.Module, trajectories: Sequence[Trajectory], known: Mapping[int, Tensor] | None = None
+    ) -> HindsightScores:
         """The scores h_t of every step of every trajectory.
+
+        Args:
+            model (`nn.Module`): the evaluator.
+            trajectories (`Sequence[Trajectory]`): finished episodes.
+            known (`Mapping[int, Tensor]`, *optional*): `(T, K)` verdict logits of some of them, by index, where the
+                questions rode on another pass; the others are asked now.
 
         Raises:
             EvaluatorFailure: verdicts that are not probabilities (not finite, negative, wrong shape).
         """
         num_steps = tuple(trajectory.num_steps for trajectory in trajectories)
-        probs = np.asarray(self.verdict_probs(model, trajectories), dtype=np.float64)
+        probs = np.asarray(self.complete_probs(model, trajectories, known or {}), dtype=np.float64)
         self._check_probs(probs, num_steps)
         if self.verdict_mode == "expected":
             scores = probs @ self.utilities
@@ -261,6 +296,10 @@ class HindsightReward:
             raise ValueError(f"the state of HindsightReward lacks {sorted(missing)}; was it saved by state_dict()?")
         self.mu, self.sigma, self.count = float(state["mu"]), float(state["sigma"]), int(state["count"])
         self._rng.bit_generator.state = dict(state["rng"])
+
+
+def _probabilities(logits: Tensor) -> np.ndarray:
+    return logits.double().softmax(dim=-1).cpu().numpy()
 
 
 def _end_of_view(turn: Turn, *, with_result: bool) -> tuple[int, After]:

@@ -5,6 +5,7 @@ All of them give, for every row, the `(T, K)` logits of its verdicts. How they c
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,6 +46,39 @@ def ask(model: nn.Module, cache: KVCache, trees: Sequence[QuestionTree], verdict
     batch, allowed = _tree_batch(trees, cache.position, cache.valid)
     hidden, _ = read_on(model, cache, batch, allowed)
     return _read_verdicts(model, hidden, trees, [0] * len(trees), verdicts)
+
+
+@dataclass(frozen=True)
+class Questionnaire:
+    """The questions about a batch of episodes, laid out to ride on a pass that reads the episodes anyway.
+
+    Args:
+        trees (`Sequence[QuestionTree | None]`): one per episode, `None` where it has no step.
+        verdicts ([`Verdicts`]): what may be answered.
+        max_tokens (`int`): most columns of the pass over the questions, times rows; one row may exceed it.
+    """
+
+    trees: Sequence[QuestionTree | None]
+    verdicts: Verdicts
+    max_tokens: int
+
+    def select(self, episodes: Sequence[int]) -> "Questionnaire":
+        return replace(self, trees=[self.trees[i] for i in episodes])
+
+    def ask(self, model: nn.Module, cache: KVCache) -> list[Tensor]:
+        """`(T, K)` logits for each row of the cache; every one of them must have a step."""
+        trees = [tree for tree in self.trees if tree is not None]
+        widest = cache.width + max(tree.size for tree in trees)
+        at_once = max(1, self.max_tokens // widest)
+        if at_once >= len(trees):
+            return ask(model, cache, trees, self.verdicts)
+        parts = [range(start, min(start + at_once, len(trees))) for start in range(0, len(trees), at_once)]
+        rows = [torch.tensor(list(part), device=cache.position.device) for part in parts]
+        return [
+            logits
+            for part, chosen in zip(parts, rows, strict=True)
+            for logits in ask(model, cache.select(chosen), [trees[i] for i in part], self.verdicts)
+        ]
 
 
 def score_packed(model: nn.Module, rows: Sequence[ScoringRow], verdicts: Verdicts, max_tokens: int) -> list[Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -31,6 +31,7 @@ from .losses import PPOCoefficients
 from .metrics import episode_metrics
 from .ppo_base import RepairedPPOTrainer, mixed_precision
 from .rollout import Generate, RolloutLimits, collect_rollouts
+from .scorers import Questionnaire
 from .single_turn import StepCutter, collect_responses, score_responses
 from .targets import TargetOptions, compute_targets
 from .tasks import TaskSampler
@@ -209,12 +210,12 @@ class MISETrainer(RepairedPPOTrainer):
                 trajectories = self.collect(tasks)
                 layout = action_layout(trajectories, self.accelerator.device)
                 micro_batches = make_micro_batches(trajectories, layout, self._micro_batch_size, self._rng)
-                evaluation = self.evaluate_tokens(layout, micro_batches)
-                scores = self.score(trajectories)
+                evaluation = self.evaluate_tokens(trajectories, layout, micro_batches)
+                scores = self.score(trajectories, evaluation)
                 targets, target_metrics = self.targets(trajectories, layout, evaluation, scores)
                 update_metrics = self.update(layout, micro_batches, evaluation, targets)
                 metrics = {**episode_metrics(trajectories), **target_metrics, **update_metrics}
-                self._end_update(trajectories, scores, metrics)
+                self._end_update(trajectories, scores, evaluation, metrics)
         losses = [entry["loss/policy_avg"] for entry in self.state.log_history if "loss/policy_avg" in entry]
         runtime = {"train_runtime": time.time() - start, "train_episodes": float(self.state.episode)}
         return TrainOutput(self.state.global_step, float(np.mean(losses)) if losses else 0.0, runtime)
@@ -326,10 +327,16 @@ class MISETrainer(RepairedPPOTrainer):
     def _micro_batch_size(self) -> int:
         return min(self.args.per_device_train_batch_size, self.args.local_mini_batch_size)
 
-    def evaluate_tokens(self, layout: ActionLayout, micro_batches: Sequence[MicroBatch]) -> Evaluation:
-        """Old and reference log-probabilities and values of the rollout's action tokens."""
+    def evaluate_tokens(
+        self, trajectories: Sequence[Trajectory], layout: ActionLayout, micro_batches: Sequence[MicroBatch]
+    ) -> Evaluation:
+        """Old and reference log-probabilities and values of the rollout's action tokens.
+
+        The hindsight questions ride on these two passes wherever the model allows it.
+        """
         self._phase("evaluate")
         with eval_mode(self.model), self.accelerator.autocast():
+            questions, ref_questions = self._questions(trajectories)
             return evaluate_rollout(
                 self.model,
                 self.reference_policy,
@@ -337,15 +344,43 @@ class MISETrainer(RepairedPPOTrainer):
                 micro_batches,
                 self.args.temperature,
                 head_max_bytes=self.args.head_max_bytes,
+                questions=questions,
+                ref_questions=ref_questions,
             )
 
-    def score(self, trajectories: Sequence[Trajectory]) -> HindsightScores | None:
-        """Hindsight verdicts on every step; `None` where hindsight is off."""
-        if self.hindsight is None:
+    def _questions(self, trajectories: Sequence[Trajectory]) -> tuple[Questionnaire | None, Questionnaire | None]:
+        """What the policy and the reference are asked on their passes over the trajectories."""
+        hindsight = self.hindsight
+        if hindsight is None:
+            return None, None
+        calibrations = [cb for cb in self.callback_handler.callbacks if isinstance(cb, CalibrationCallback)]
+        frozen = hindsight.evaluator == "reference"
+        asks_policy = not frozen and hindsight.can_ride(self.policy)
+        asks_reference = frozen or any(callback.is_anchored(hindsight) for callback in calibrations)
+        with self.reference_policy() as reference:
+            asks_reference = asks_reference and hindsight.can_ride(reference)
+        if not (asks_policy or asks_reference):
+            return None, None
+        questions = hindsight.questionnaire(self.policy, trajectories)
+        return (questions if asks_policy else None), (questions if asks_reference else None)
+
+    def score(self, trajectories: Sequence[Trajectory], evaluation: Evaluation | None = None) -> HindsightScores | None:
+        """Hindsight verdicts on every step; `None` where hindsight is off.
+
+        Args:
+            trajectories (`Sequence[Trajectory]`): finished episodes.
+            evaluation ([`Evaluation`], *optional*): of the same episodes; verdicts that rode on it are not asked for
+                again.
+        """
+        hindsight = self.hindsight
+        if hindsight is None:
             return None
+        known: Mapping[int, Tensor] = {}
+        if evaluation is not None:
+            known = evaluation.ref_verdicts if hindsight.evaluator == "reference" else evaluation.verdicts
         self._phase("scoring")
         with self._evaluator() as evaluator, eval_mode(self.model), self.accelerator.autocast():
-            return self.hindsight.score(evaluator, trajectories)
+            return hindsight.score(evaluator, trajectories, known)
 
     def _evaluator(self) -> AbstractContextManager[nn.Module]:
         if self.hindsight is not None and self.hindsight.evaluator == "reference":
@@ -405,7 +440,11 @@ class MISETrainer(RepairedPPOTrainer):
         )
 
     def _end_update(
-        self, trajectories: list[Trajectory], scores: HindsightScores | None, metrics: dict[str, float]
+        self,
+        trajectories: list[Trajectory],
+        scores: HindsightScores | None,
+        evaluation: Evaluation,
+        metrics: dict[str, float],
     ) -> None:
         """Calibration and flow control (callbacks), then what they asked for."""
         state = self.state
@@ -414,7 +453,14 @@ class MISETrainer(RepairedPPOTrainer):
         state.global_step += 1
         state.epoch = state.episode / self.train_dataset_len
         record = UpdateRecord(
-            trajectories, scores, self.hindsight, self.policy, self.reference_policy, self.accelerator, metrics
+            trajectories,
+            scores,
+            self.hindsight,
+            self.policy,
+            self.reference_policy,
+            self.accelerator,
+            metrics,
+            reference_verdicts=evaluation.ref_verdicts,
         )
         self._phase("calibrate" if self.hindsight is not None else "finish")
         with eval_mode(self.model):

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .actor_critic import hidden_and_verdicts
 from .advantages import ActionLayout, Reduce
-from .heads import backbone_hidden
 from .losses import PPOCoefficients, PPOLoss, TokenTargets, ppo_loss
+from .scorers import Questionnaire
 from .token_batch import TokenBatch, pad_rows
 from .token_log_probs import DEFAULT_HEAD_BYTES, token_log_probs
 from .types import Trajectory
@@ -68,12 +69,16 @@ class Evaluation:
     Args:
         log_probs, ref_log_probs, values (`Tensor`): `(B, A)`, 0 where there is no action token.
         final_values (`Tensor`): `(B,)` V(s_T) at each episode's last token; used where it was truncated.
+        verdicts, ref_verdicts (`dict[int, Tensor]`): `(T, K)` verdict logits of the policy and of the reference on the
+            steps of an episode, by its index; of those episodes that were asked about on this pass.
     """
 
     log_probs: Tensor
     ref_log_probs: Tensor
     values: Tensor
     final_values: Tensor
+    verdicts: dict[int, Tensor] = field(default_factory=dict)
+    ref_verdicts: dict[int, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -85,36 +90,55 @@ def evaluate_rollout(
     temperature: float,
     *,
     head_max_bytes: int = DEFAULT_HEAD_BYTES,
+    questions: Questionnaire | None = None,
+    ref_questions: Questionnaire | None = None,
 ) -> Evaluation:
-    """One pass of the trained module and one of the reference over the rollout.
+    """One pass of the trained module and one of the reference over the rollout; hindsight questions ride on them.
 
     Args:
         model (`nn.Module`): [`ActorCritic`], possibly wrapped.
         reference: context manager that gives the reference policy.
         temperature (`float`): of the sampling; log-probabilities are those of the tempered policy.
         head_max_bytes (`int`): bound on the reference's logits; `model` has its own.
+        questions, ref_questions ([`Questionnaire`], *optional*): about all episodes, for policy and reference.
     """
     shape, device = layout.mask.shape, layout.mask.device
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
     log_probs, ref_log_probs, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(3))
     final_values = torch.zeros(shape[0], device=device, dtype=dtype)
+    verdicts: dict[int, Tensor] = {}
+    ref_verdicts: dict[int, Tensor] = {}
     for batch in micro_batches:
         tokens = layout.token_ids[batch.episodes][batch.mask]
         value_index = tuple(torch.cat(pair) for pair in zip(batch.states, batch.last, strict=True))
-        outputs = model(batch.tokens, batch.states, tokens, temperature, value_index)
+        asked = _questions_about(batch, questions)
+        outputs = model(batch.tokens, batch.states, tokens, temperature, value_index, asked)
+        verdicts.update(_by_episode(batch, asked, outputs.verdict_logits))
         _scatter(log_probs, batch, outputs.log_probs)
         _scatter(values, batch, outputs.values[: len(tokens)])
         final_values[batch.episodes] = outputs.values[len(tokens) :].to(dtype)
     with reference() as ref_model:
         for batch in micro_batches:
             tokens = layout.token_ids[batch.episodes][batch.mask]
-            hidden = backbone_hidden(
-                ref_model, batch.tokens.input_ids, batch.tokens.attention_mask, batch.tokens.position_ids
-            )
+            asked = _questions_about(batch, ref_questions)
+            hidden, verdict_logits = hidden_and_verdicts(ref_model, batch.tokens, asked)
+            ref_verdicts.update(_by_episode(batch, asked, verdict_logits))
             states = hidden[batch.states]
             flat, _ = token_log_probs(ref_model, states, tokens, temperature, max_bytes=head_max_bytes)
             _scatter(ref_log_probs, batch, flat)
-    return Evaluation(log_probs, ref_log_probs, values, final_values)
+    return Evaluation(log_probs, ref_log_probs, values, final_values, verdicts, ref_verdicts)
+
+
+def _questions_about(batch: MicroBatch, questions: Questionnaire | None) -> Questionnaire | None:
+    return None if questions is None else questions.select(batch.episodes.tolist())
+
+
+def _by_episode(batch: MicroBatch, asked: Questionnaire | None, logits: Tensor | None) -> dict[int, Tensor]:
+    """Cuts the micro-batch's `(S, K)` verdicts into one `(T, K)` per episode."""
+    if asked is None or logits is None:
+        return {}
+    counts = [tree.num_suffixes for tree in asked.trees if tree is not None]
+    return dict(zip(batch.episodes.tolist(), logits.split(counts), strict=True))
 
 
 def _scatter(target: Tensor, batch: MicroBatch, flat: Tensor) -> None:
