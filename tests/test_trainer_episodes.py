@@ -197,7 +197,8 @@ def test_only_truncated_episodes_bootstrap(tmp_path: Path, max_turns: int, trunc
     reason = StopReason.MAX_TURNS if truncated else StopReason.TERMINATED
     assert {t.stop_reason for t in trajectories} == {reason}
     layout = action_layout(trajectories)
-    evaluation = trainer.evaluate_tokens(layout, make_micro_batches(trajectories, layout, 8, np.random.default_rng(0)))
+    micro_batches = make_micro_batches(trajectories, layout, 8, np.random.default_rng(0))
+    evaluation = trainer.evaluate_tokens(trajectories, layout, micro_batches)
     assert torch.all(evaluation.final_values == 0)  # a new value head says 0
     one_higher = evaluation.final_values.clone()
     one_higher[3] = 1.0

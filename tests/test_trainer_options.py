@@ -134,8 +134,8 @@ def test_sampled_verdicts_are_utilities(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, verdict_mode="sampled")
     score = trainer.score
 
-    def keep(trajectories: list[Trajectory]) -> Any:
-        result = score(trajectories)
+    def keep(trajectories: list[Trajectory], evaluation: Any) -> Any:
+        result = score(trajectories, evaluation)
         scores.extend(result.scores if result is not None else [])
         return result
 
@@ -294,7 +294,8 @@ def test_bf16_is_really_mixed_precision(tmp_path: Path) -> None:
         seen.add((phase[0], output.dtype))
 
     trainer.policy.model.layers[0].self_attn.q_proj.register_forward_hook(note)
-    for name in ("collect", "evaluate_tokens", "score", "update", "_end_update"):
+    phases = ("collect", "evaluate_tokens", "update", "_end_update")  # the verdicts ride, the last one is calibration
+    for name in phases:
         method = getattr(trainer, name)
 
         def noted(*args: Any, method: Any = method, name: str = name, **kwargs: Any) -> Any:
@@ -304,7 +305,6 @@ def test_bf16_is_really_mixed_precision(tmp_path: Path) -> None:
         setattr(trainer, name, noted)
     start = weights(trainer.policy)
     trainer.train()
-    phases = {"collect", "evaluate_tokens", "score", "update", "_end_update"}  # the last one is the calibration
     assert seen == {(name, torch.bfloat16) for name in phases}
     assert {parameter.dtype for parameter in trainer.actor_critic.parameters()} == {torch.float32}
     assert largest_difference(start, weights(trainer.policy)) > 1e-3

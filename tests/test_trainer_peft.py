@@ -1,5 +1,6 @@
 """Adapters: only they are trained, they are saved alone, load again and play; also on an 8-bit base."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from trainer_fakes import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from trl_mise import MISETrainer
+from trl_mise import CalibrationCallback, MISETrainer
 from trl_mise.chat import ChatFormat
 from trl_mise.generation import Sampling, sample
 from trl_mise.rollout import RolloutLimits, collect_rollouts
@@ -212,3 +213,37 @@ def test_an_adapter_on_an_8bit_base_is_saved(tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(again, folder)
     played = [t.token_ids for t in trainer.collect(ROWS, greedy=True)]
     assert play_greedily(loaded, make_tokenizer()) == played
+
+
+def embeddings_in_memory(vocab_size: int) -> int:
+    """Storages of live `(V, H)` tensors, whoever holds them."""
+    gc.collect()
+    live = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.shape == (vocab_size, 16)]
+    return len({tensor.untyped_storage().data_ptr() for tensor in live})
+
+
+@pytest.mark.parametrize(("with_adapter", "copies"), [(True, 1), (False, 2)], ids=["adapter", "full"])
+def test_one_copy_of_the_base_serves_everybody(tmp_path: Path, with_adapter: bool, copies: int) -> None:
+    """Policy, reference, evaluator and value head share one backbone; without an adapter the reference has its own."""
+    tokenizer = make_tokenizer()
+    policy = make_policy(tokenizer, tie_word_embeddings=True)
+    base = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in policy.parameters()}
+    before = embeddings_in_memory(len(tokenizer))
+    options = {"peft_config": lora()} if with_adapter else {}
+    trainer = make_trainer(tmp_path, tokenizer=tokenizer, model=policy, total_episodes=8, optim="sgd", **options)
+    trainer.train()
+    assert any("calibration/anchor" in entry or "calibration/skipped" in entry for entry in trainer.state.log_history)
+    # SGD without momentum keeps no state; calibration's Adam keeps two moments of what it trains.
+    moments = 0 if with_adapter or trainer_calibrated(trainer) is None else 2
+    assert embeddings_in_memory(len(tokenizer)) - before == copies - 1 + moments
+    with trainer.reference_policy() as reference:
+        everybody = [*trainer.model.parameters(), *reference.parameters()]
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in everybody}
+    extra = {n: p for n, p in trainer.model.named_parameters() if "lora_" in n or n.startswith("value_model")}
+    assert sum(storages.values()) == copies * sum(base.values()) + sum(p.nbytes for p in extra.values())
+
+
+def trainer_calibrated(trainer: MISETrainer) -> torch.optim.Optimizer | None:
+    """The optimizer of the calibration callback, if it has taken a step."""
+    (callback,) = (cb for cb in trainer.callback_handler.callbacks if isinstance(cb, CalibrationCallback))
+    return callback.optimizer

@@ -474,9 +474,9 @@ class TestActorCritic:
         token = torch.tensor([3])
         alone: TokenOutputs = model(pad_rows([short]), index, token, 1.0, index)
         batch: TokenBatch = pad_rows([short, long])
-        for expected, padded in zip(alone, model(batch, index, token, 1.0, index), strict=True):
+        for expected, padded in zip(alone[:3], model(batch, index, token, 1.0, index)[:3], strict=True):
             torch.testing.assert_close(padded, expected, rtol=0, atol=1e-12)
-        assert [tensor.shape for tensor in alone] == [(1,)] * 3 and float(alone.entropy) > 0
+        assert [tensor.shape for tensor in alone[:3]] == [(1,)] * 3 and float(alone.entropy) > 0
 
     @pytest.mark.parametrize(("value", "backbone_grad"), [("head", False), ("head", True), ("model", False)])
     def test_gradient_checkpointing_gives_the_same_gradients(self, value: str, backbone_grad: bool) -> None:

@@ -20,6 +20,7 @@ from .calibration import CalibrationExample, ReplayBuffer, make_calibrator
 from .calibration_losses import anchor_loss, step_target_loss, sum_target_loss, verdict_log_odds
 from .hindsight import HindsightReward
 from .metrics import hindsight_metrics
+from .packing import plan_batches
 from .types import HindsightScores, Trajectory
 
 
@@ -136,13 +137,14 @@ class CalibrationCallback(TrainerCallback):
         update.metrics["calibration/buffer_size"] = float(len(self.buffer))
         if not batch:
             return {"calibration/skipped": 1.0}
+        hindsight = update.hindsight
+        assert hindsight is not None
         optimizer, bias = self._optimizer(args, update.policy)
-        with_anchor = self.anchor_coef > 0
-        if with_anchor:
+        if self.anchor_coef > 0:
             batch = self._with_reference_scores(batch, update)
         optimizer.zero_grad()
         metrics: dict[str, float] = {}
-        for part in _split_by_tokens(batch, self.max_tokens):
+        for part in _split_by_tokens(batch, hindsight, self.max_tokens):
             # Means over episodes and (the anchor) over steps, so that the parts add up to the whole batch's means.
             shares = {"loss": len(part) / len(batch), "anchor": _num_steps(part) / _num_steps(batch)}
             with update.accelerator.autocast():
@@ -284,19 +286,14 @@ def _num_steps(batch: list[CalibrationExample]) -> int:
     return sum(example.trajectory.num_steps for example in batch)
 
 
-def _split_by_tokens(batch: list[CalibrationExample], max_tokens: int | None) -> list[list[CalibrationExample]]:
-    """Parts whose trajectories, padded to the longest of the part, stay within `max_tokens` (at least one each)."""
+def _split_by_tokens(
+    batch: list[CalibrationExample], hindsight: HindsightReward, max_tokens: int | None
+) -> list[list[CalibrationExample]]:
+    """Parts that go through the model together: padded trajectories and questions within `max_tokens` where one is."""
     if max_tokens is None:
         return [batch]
-    parts: list[list[CalibrationExample]] = []
-    longest = 0
-    for example in sorted(batch, key=lambda e: len(e.trajectory.token_ids)):
-        longest = len(example.trajectory.token_ids)
-        if parts and longest * (len(parts[-1]) + 1) <= max_tokens:
-            parts[-1].append(example)
-        else:
-            parts.append([example])
-    return parts
+    lengths = [row.packed_length for row in hindsight.questions([example.trajectory for example in batch])]
+    return [[batch[i] for i in part] for part in plan_batches(lengths, max_tokens)]
 
 
 class PhaseProgressCallback(ProgressCallback):

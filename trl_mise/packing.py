@@ -30,6 +30,11 @@ class ScoringRow:
         """Tokens of the trajectory that at least one suffix sees; the rest need not be computed."""
         return max(self.visible)
 
+    @property
+    def packed_length(self) -> int:
+        """Most tokens of the row with its questions; fewer where questions begin alike."""
+        return self.prefix_length + sum(len(suffix) for suffix in self.suffixes)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:

@@ -364,7 +364,9 @@ class MISETrainer(RepairedPPOTrainer):
         questions = hindsight.questionnaire(self.policy, trajectories)
         return (questions if asks_policy else None), (questions if asks_reference else None)
 
-    def score(self, trajectories: Sequence[Trajectory], evaluation: Evaluation | None = None) -> HindsightScores | None:
+    def score(
+        self, trajectories: Sequence[Trajectory], evaluation: Evaluation | None = None
+    ) -> HindsightScores | None:
         """Hindsight verdicts on every step; `None` where hindsight is off.
 
         Args:
