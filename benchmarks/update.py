@@ -74,6 +74,7 @@ def make_trainer(folder: str, options: Any, *, mise: bool, clock: PhaseClock) ->
     config = MISEConfig(
         output_dir=folder,
         report_to="none",
+        logging_steps=1,
         save_strategy="no",
         disable_tqdm=True,
         log_trajectories=False,

@@ -334,3 +334,13 @@ def test_a_policy_in_bf16_trains(tmp_path: Path) -> None:
 
 def test_precision_default_suits_the_machine(tmp_path: Path) -> None:
     assert make_config(tmp_path, bf16=None).bf16 == (torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+
+@pytest.mark.parametrize(
+    ("batch", "given", "expected"), [(8, None, 4), (32, None, 8), (200, None, 32), (32, 2, 2), (8, 32, 32)]
+)
+def test_calibration_takes_a_share_of_the_batch(tmp_path: Path, batch: int, given: int | None, expected: int) -> None:
+    options = {"per_device_train_batch_size": batch, "total_episodes": batch, "train_dataset": tasks(batch)}
+    trainer = make_trainer(tmp_path, calibration_batch_size=given, **options)
+    (callback,) = (cb for cb in trainer.callback_handler.callbacks if isinstance(cb, CalibrationCallback))
+    assert callback.batch_size == expected

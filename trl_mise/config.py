@@ -75,8 +75,9 @@ class MISEConfig(PPOConfig):
             Regress the sum of the verdict log-odds, or every step's score, toward the sparse return.
         calibration_learning_rate (`float`, *optional*):
             Defaults to a third of `learning_rate`.
-        calibration_batch_size (`int`, *optional*, defaults to `32`):
-            Episodes per calibration step, half of them successes.
+        calibration_batch_size (`int`, *optional*):
+            Episodes per calibration step, half of them successes. Defaults to a quarter of the batch, between 4 and
+            32: with the default four PPO epochs, a step then costs a sixteenth of the update, and its questions.
         calibration_every (`int`, *optional*, defaults to `1`):
             Calibrate after every n-th update.
         calibration_buffer_size (`int`, *optional*, defaults to `512`):
@@ -119,7 +120,9 @@ class MISEConfig(PPOConfig):
     scoring_max_tokens: int | None = _option(16384, "Most padded tokens of one scoring pass.")
     calibration_target: Literal["sum", "step", "none"] = _option("sum", "What is regressed toward the return.")
     calibration_learning_rate: float | None = _option(None, "Defaults to a third of learning_rate.")
-    calibration_batch_size: int = _option(32, "Episodes per calibration step.")
+    calibration_batch_size: int | None = _option(
+        None, "Episodes per calibration step; defaults to a quarter of the batch."
+    )
     calibration_every: int = _option(1, "Calibrate after every n-th update.")
     calibration_buffer_size: int = _option(512, "Episodes kept for calibration.")
     calibration_anchor_coef: float = _option(1.0, "Weight of the anchor to the reference model's verdicts.")
@@ -174,6 +177,8 @@ class MISEConfig(PPOConfig):
         }
         for name, minimum in at_least.items():
             value = getattr(self, name)
+            if name == "calibration_batch_size" and value is None:
+                continue
             if not (minimum <= value < float("inf")):
                 raise ValueError(f"{name} must be a finite number of at least {minimum}, got {value}")
         if not 0 <= self.hindsight_ema < 1:

@@ -171,6 +171,7 @@ class KitchenRecipe:
             "kl_coef": 0.02,
             "vf_coef": 0.5,
             "hindsight_prompt": HINDSIGHT_PROMPT,
+            "calibration_batch_size": 32,
             "gradient_checkpointing": False,
             "logging_steps": 1,
             "save_strategy": "no",

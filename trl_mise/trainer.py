@@ -177,7 +177,7 @@ class MISETrainer(RepairedPPOTrainer):
         return CalibrationCallback(
             target=args.calibration_target,
             learning_rate=args.calibration_learning_rate,
-            batch_size=args.calibration_batch_size,
+            batch_size=args.calibration_batch_size or min(32, max(4, args.batch_size // 4)),
             every=args.calibration_every,
             buffer_size=args.calibration_buffer_size,
             anchor_coef=args.calibration_anchor_coef,

@@ -88,6 +88,7 @@ class WebShopRecipe:
             "kl_coef": 0.05,
             "vf_coef": 0.5,
             "hindsight_prompt": HINDSIGHT_PROMPT,
+            "calibration_batch_size": 32,
             "gradient_checkpointing": False,
             "logging_steps": 1,
             "eval_strategy": "steps",
