@@ -33,6 +33,7 @@ LAYERS = {
             "metrics",
             "packing",
             "theory",
+            "notices",
             "serialization",
             "tasks",
             "trajectory_log",
@@ -55,6 +56,7 @@ LAYERS = {
     "transformers": (
         [
             "kv_cache",
+            "slot_cache",
             "scorers",
             "verification",
             "scoring",
@@ -62,6 +64,8 @@ LAYERS = {
             "update",
             "targets",
             "generation",
+            "kept_generation",
+            "backends",
             "hindsight",
             "callback",
             "judges",

@@ -353,6 +353,39 @@ class TestManyEpisodes:
 
         assert collect(1) == collect(3) == collect(4) == collect(9)
 
+    def test_refill_begins_the_next_task_at_once(self) -> None:
+        """Five tasks in two environments: both are busy until no task is left."""
+        goals = [3, 1, 2, 1, 2]
+        tasks = [{"seed": seed, "goal": goal} for seed, goal in enumerate(goals)]
+        envs = [CountingEnv(), CountingEnv()]
+        policy = ScriptedPolicy([[say("go")] * goal for goal in goals])
+        trajectories = collect_rollouts(tasks, envs, policy, CHAT, ROOMY, refill=True)
+        assert [t.task for t in trajectories] == tasks and [t.num_steps for t in trajectories] == goals
+        # 0 | 1, then 2 in the second environment, then 3 in the first and 4 in the second.
+        assert [[seed for seed, _ in env.resets] for env in envs] == [[0, 3], [1, 2, 4]]
+        assert [len(call) for call in policy.calls] == [2, 2, 2, 2, 1]
+
+    def test_refill_changes_no_episode(self) -> None:
+        goals = [2, 3, 1, 2, 4]
+        tasks = [{"seed": seed, "goal": goal} for seed, goal in enumerate(goals)]
+        say_go = {seed: [say("wait"), *[say("go")] * goal] for seed, goal in enumerate(goals)}
+
+        def collect(num_envs: int, refill: bool) -> list[Trajectory]:
+            def by_prompt(contexts: Sequence[Sequence[int]]) -> list[list[int]]:
+                texts = [CHAT.decode(context) for context in contexts]
+                return [say_go[int(text.split("task ")[1][0])][text.count("count") - 1] for text in texts]
+
+            envs = [CountingEnv() for _ in range(num_envs)]
+            return collect_rollouts(tasks, envs, by_prompt, CHAT, ROOMY, refill=refill)
+
+        plain = collect(5, refill=False)
+        assert [t.num_steps for t in plain] == [goal + 1 for goal in goals]
+        assert all(collect(num_envs, refill=True) == plain for num_envs in (1, 2, 3, 5, 9))
+
+    def test_without_environments(self) -> None:
+        with pytest.raises(ValueError, match="envs is empty, but there are 1 tasks"):
+            collect_rollouts([{"seed": 0}], [], ScriptedPolicy([]), CHAT, ROOMY)
+
     def test_progress(self) -> None:
         seen: list[tuple[int, int]] = []
         goals = [2, 1, 1]

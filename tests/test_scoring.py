@@ -20,9 +20,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from trl_mise import scoring
 from trl_mise.heads import backbone_hidden, lm_logits
 from trl_mise.kv_cache import read
+from trl_mise.notices import warn_once
 from trl_mise.packing import ScoringRow, Verdicts, question_tree
 from trl_mise.scorers import ask
 from trl_mise.scoring import VerdictLogits, score_rows, score_steps
@@ -80,7 +80,7 @@ def make_rows(seed: int = 0) -> list[ScoringRow]:
 
 @pytest.fixture(autouse=True)
 def fresh_warnings() -> None:
-    scoring._warn_once.cache_clear()
+    warn_once.cache_clear()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

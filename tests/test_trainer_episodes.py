@@ -122,7 +122,7 @@ def test_pad_may_be_eos(tmp_path: Path) -> None:
 
 def test_turn_ends_stay_visible_and_trainable_with_pad_as_eos(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(pad_is_eos=True)
-    trainer = make_trainer(tmp_path, tokenizer=tokenizer, learning_rate=0.0)
+    trainer = make_trainer(tmp_path, tokenizer=tokenizer, learning_rate=0.0, rollout_keep_cache=False)
     end = tokenizer.eos_token_id
     seen_in_update: list[tuple[int, int]] = []
     seen_in_sampling: list[tuple[int, int]] = []

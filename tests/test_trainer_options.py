@@ -226,6 +226,26 @@ def test_a_ready_made_optimizer_is_used(tmp_path: Path) -> None:
     assert last_log(trainer)["lr"] == 0.1
 
 
+# Rollout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rollout_keep_cache": False},
+        {"rollout_refill": True, "num_envs": 3},
+        {"rollout_refill": True, "num_envs": 3, "local_rollout_forward_batch_size": 2},
+        {"generation_backend": "continuous_batching"},
+    ],
+    ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()),
+)
+def test_how_episodes_are_played_does_not_change_them(tmp_path: Path, options: dict[str, Any]) -> None:
+    rows = [{"seed": seed} for seed in range(8)]
+    plain = make_trainer(tmp_path).collect(rows, greedy=True)
+    assert len({t.token_ids for t in plain}) > 3
+    assert make_trainer(tmp_path, **options).collect(rows, greedy=True) == plain
+
+
 # Memory and precision
 
 
@@ -233,7 +253,12 @@ def test_head_max_bytes_bounds_every_pass_and_ratios_stay_one(tmp_path: Path) ->
     """The logits of at most six tokens, in the policy's passes and in its reference's."""
     tokenizer = make_tokenizer()
     trainer = make_trainer(
-        tmp_path, tokenizer=tokenizer, head_max_bytes=6 * len(tokenizer) * 4, learning_rate=0.0, hindsight=False
+        tmp_path,
+        tokenizer=tokenizer,
+        head_max_bytes=6 * len(tokenizer) * 4,
+        learning_rate=0.0,
+        hindsight=False,
+        rollout_keep_cache=False,
     )
     sizes: dict[str, list[int]] = {"policy": [], "reference": []}
     for name, model in (("policy", trainer.policy), ("reference", trainer.ref_model)):

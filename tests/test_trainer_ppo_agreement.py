@@ -10,7 +10,8 @@ it on the last sampled token. And it averages over micro-batches whatever their 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ from trainer_fakes import (
 from trl.experimental.ppo import ppo_trainer
 
 import trl_mise.targets
-import trl_mise.trainer
 from trl_mise import MISETrainer
 from trl_mise._trl import PPOTrainer
 from trl_mise.chat import ChatFormat
+from trl_mise.rollout import Generate
 
 UPDATES, BATCH, LENGTH = 4, 8, 5
 OPTIONS = {
@@ -96,6 +97,17 @@ class Script:
         return random.Random(f"{key} {self.asked[key]}").choices(self.digits, k=LENGTH)
 
 
+class ScriptBackend:
+    """A [`GenerationBackend`] that plays the script."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    @contextmanager
+    def session(self, policy: Any, sampling: Any) -> Iterator[Generate]:
+        yield lambda contexts: [self.script(context) for context in contexts]
+
+
 def models(tokenizer: Any) -> dict[str, Any]:
     policy = make_policy(tokenizer, num_hidden_layers=2)
     value_model, reference = make_classifier(tokenizer), copy_of(policy)
@@ -128,12 +140,9 @@ def ppo_weights(folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str
     return both_weights(trainer)
 
 
-def mise_weights(folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> dict[str, Tensor]:
+def mise_weights(folder: Path, options: dict[str, Any]) -> dict[str, Tensor]:
     tokenizer = make_tokenizer()
     script = Script(tokenizer)
-    monkeypatch.setattr(
-        trl_mise.trainer, "sample", lambda model, contexts, sampling, pad: [script(context) for context in contexts]
-    )
     config = make_config(folder, gae_level="token", kl_placement="reward", **options)
     trainer = MISETrainer(
         config,
@@ -141,6 +150,7 @@ def mise_weights(folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[st
         train_dataset=Dataset.from_list([{"seed": seed} for seed in range(BATCH)]),
         environment_factory=OneTurnEnv,
         hindsight=False,
+        generation_backend=ScriptBackend(script),
         **models(tokenizer),
     )
     trainer.train()
@@ -171,7 +181,7 @@ def start_weights() -> dict[str, Tensor]:
 def test_four_updates_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     options = {**OPTIONS, **options}
     theirs = ppo_weights(tmp_path, monkeypatch, options)
-    ours = mise_weights(tmp_path, monkeypatch, options)
+    ours = mise_weights(tmp_path, options)
     assert largest_difference(ours, theirs) < 1e-5
     assert largest_difference(start_weights(), theirs) > 1e-3  # and it is not that nothing moved
 
@@ -201,5 +211,5 @@ def early_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mutants_do_not_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutate: Any) -> None:
     theirs = ppo_weights(tmp_path, monkeypatch, OPTIONS)
     mutate(monkeypatch)
-    ours = mise_weights(tmp_path, monkeypatch, OPTIONS)
+    ours = mise_weights(tmp_path, OPTIONS)
     assert largest_difference(ours, theirs) > 1e-4

@@ -25,10 +25,10 @@ def test_ppo_trainers_constructor() -> None:
     assert parameters(PPOTrainer.__init__) == CONSTRUCTOR
 
 
-def test_ours_is_the_same_and_two_keywords() -> None:
+def test_ours_is_the_same_and_three_keywords() -> None:
     ours = inspect.signature(MISETrainer.__init__).parameters
-    assert list(ours)[1:] == [*CONSTRUCTOR, "environment_factory", "hindsight"]
-    for name in ("environment_factory", "hindsight"):
+    assert list(ours)[1:] == [*CONSTRUCTOR, "environment_factory", "hindsight", "generation_backend"]
+    for name in ("environment_factory", "hindsight", "generation_backend"):
         assert ours[name].kind is inspect.Parameter.KEYWORD_ONLY and ours[name].default is None
     theirs = inspect.signature(PPOTrainer.__init__).parameters
     for name in CONSTRUCTOR:

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trl_mise.backends import GenerationBackend
     from trl_mise.callback import CalibrationCallback
     from trl_mise.chat import ChatFormat
     from trl_mise.config import MISEConfig
@@ -23,6 +24,7 @@ __all__ = [
     "ChatFormat",
     "EnvironmentFailure",
     "EvaluatorFailure",
+    "GenerationBackend",
     "HindsightReward",
     "HindsightScores",
     "MISEConfig",
@@ -41,6 +43,7 @@ _MODULE_OF = {
     "ChatFormat": "trl_mise.chat",
     "EnvironmentFailure": "trl_mise.envs.base",
     "EvaluatorFailure": "trl_mise.hindsight",
+    "GenerationBackend": "trl_mise.backends",
     "HindsightReward": "trl_mise.hindsight",
     "HindsightScores": "trl_mise.types",
     "MISEConfig": "trl_mise.config",

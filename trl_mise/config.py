@@ -29,6 +29,15 @@ class MISEConfig(PPOConfig):
             Most tokens of an episode; it is truncated before a turn that might not fit.
         num_envs (`int`, *optional*):
             Environments played side by side on each process. Defaults to `local_rollout_forward_batch_size`.
+        rollout_keep_cache (`bool`, *optional*, defaults to `True`):
+            Keep keys and values between the turns of an episode: only what is new is read. Takes the memory of a cache
+            of all running episodes; `False` reads every episode from its beginning at every turn.
+        rollout_refill (`bool`, *optional*, defaults to `False`):
+            An environment whose episode ended takes the next task at once. Otherwise the tasks are played in waves of
+            `num_envs`.
+        generation_backend (`"transformers"` or `"continuous_batching"`, *optional*, defaults to `"transformers"`):
+            What samples the actions; `"continuous_batching"` is transformers' paged engine for GPUs. An engine of your
+            own is passed to the trainer, see [`GenerationBackend`].
         system_prompt (`str`, *optional*):
             System message of every episode.
         check_environment (`bool`, *optional*, defaults to `True`):
@@ -94,6 +103,11 @@ class MISEConfig(PPOConfig):
     max_new_tokens: int | None = _option(None, "Most sampled tokens of one action; defaults to response_length.")
     max_episode_tokens: int = _option(2048, "Most tokens of an episode.")
     num_envs: int | None = _option(None, "Environments side by side; defaults to local_rollout_forward_batch_size.")
+    rollout_keep_cache: bool = _option(True, "Keep keys and values between the turns of an episode.")
+    rollout_refill: bool = _option(False, "An environment whose episode ended takes the next task at once.")
+    generation_backend: Literal["transformers", "continuous_batching"] = _option(
+        "transformers", "What samples the actions."
+    )
     system_prompt: str | None = _option(None, "System message of every episode.")
     check_environment: bool = _option(True, "Check the environment's contract before training.")
     step_delimiter: str | None = _option(None, "Where a response is cut into steps; defaults to newlines.")
@@ -148,6 +162,7 @@ class MISEConfig(PPOConfig):
 
     def _check_choices(self) -> None:
         choices = {
+            "generation_backend": ("transformers", "continuous_batching"),
             "gae_level": (None, "turn", "token"),
             "kl_placement": (None, "loss", "reward"),
             "hindsight_placement": ("advantage", "return"),

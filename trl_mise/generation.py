@@ -1,4 +1,4 @@
-"""Sampling with transformers: a neutral configuration, so that what is sampled is what the losses believe."""
+"""Sampling with transformers' `generate`: neutral, so that what is sampled is what the losses believe."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ class Sampling:
         temperature (`float`): 0 means greedy.
         max_new_tokens (`int`): per action.
         stop_token_ids (`tuple[int, ...]`): sampling of a row ends with the first of these.
-        batch_size (`int`): rows per call of `generate`.
+        batch_size (`int`): rows that go through the model together.
     """
 
     temperature: float
@@ -58,15 +58,22 @@ def without_own_generation_config(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def sample(model: Any, contexts: Sequence[Sequence[int]], sampling: Sampling, pad_token_id: int) -> list[list[int]]:
-    """Samples one continuation per context.
+def sample(
+    model: Any, contexts: Sequence[Sequence[int]], sampling: Sampling, pad_token_id: int = 0
+) -> list[list[int]]:
+    """Samples one continuation per context with `generate`, which reads every context from its beginning.
+
+    Args:
+        model (`PreTrainedModel`): causal language model, possibly in a PEFT wrapper.
+        contexts (`Sequence[Sequence[int]]`): token ids.
+        sampling ([`Sampling`]): how.
+        pad_token_id (`int`): fills up the batch; any id will do, masks and ends are known without it.
 
     Returns:
         `list[list[int]]`: sampled ids, the stop token included where one was sampled. A row ends at its *first* stop
         token, which is where sampling stopped: what follows is padding, whatever the pad token's id.
     """
     config = neutral_generation_config(sampling, pad_token_id)
-    stops = set(sampling.stop_token_ids)
     device = next(model.parameters()).device
     rows: list[list[int]] = []
     with without_own_generation_config(model):
@@ -75,7 +82,11 @@ def sample(model: Any, contexts: Sequence[Sequence[int]], sampling: Sampling, pa
             output = model.generate(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
             )
-            for row in output[:, batch.input_ids.shape[1] :].tolist():
-                end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
-                rows.append(row[:end])
+            rows.extend(until_stop(row, sampling) for row in output[:, batch.input_ids.shape[1] :].tolist())
     return rows
+
+
+def until_stop(row: Sequence[int], sampling: Sampling) -> list[int]:
+    """The row up to its first stop token, which belongs to it."""
+    end = next((i + 1 for i, token in enumerate(row) if token in sampling.stop_token_ids), len(row))
+    return list(row[:end])

@@ -1,7 +1,7 @@
 """Keys and values of token rows that were read before, beside the positions at which they stand.
 
-Masks are made from positions, never from columns: padding on either side, holes between two turns, and several
-questions in one row are then all the same thing, columns that a query does not see.
+Masks are made from positions, never from columns: padding on either side and several questions in one row are then
+the same thing, columns that a query does not see.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class KVCache:
         layers (`Sequence[tuple[Tensor, Tensor]]`): keys and values of each layer, `(B, heads, C, D)` each; `None` in
             layers that share those of another.
         position (`Tensor`): `(B, C)` position of each token in its row.
-        valid (`Tensor`): `(B, C)` bool, False = padding or a hole.
+        valid (`Tensor`): `(B, C)` bool, False = padding.
     """
 
     layers: Sequence[tuple[Tensor | None, Tensor | None]]
@@ -44,40 +44,6 @@ class KVCache:
         layers = [(_rows(keys, rows), _rows(values, rows)) for keys, values in self.layers]
         return KVCache(layers, self.position[rows], self.valid[rows])
 
-    def without_holes(self) -> "KVCache":
-        """The same rows with every token moved to the right end, the padding before it."""
-        lengths = self.valid.sum(1)
-        width = int(lengths.max())
-        # A stable sort keeps the order of the tokens: first what is no token, then the tokens.
-        columns = self.valid.long().argsort(dim=1, stable=True)[:, self.width - width :]  # (B, width)
-        layers = [(_columns(keys, columns), _columns(values, columns)) for keys, values in self.layers]
-        return KVCache(layers, self.position.gather(1, columns), self.valid.gather(1, columns))
-
-    def joined(self, other: "KVCache") -> "KVCache":
-        """The rows of both, the narrower ones padded on the left."""
-        width = max(self.width, other.width)
-        first, second = self._widened(width), other._widened(width)
-        layers = [
-            (_cat(a_keys, b_keys), _cat(a_values, b_values))
-            for (a_keys, a_values), (b_keys, b_values) in zip(first.layers, second.layers, strict=True)
-        ]
-        position, valid = torch.cat([first.position, second.position]), torch.cat([first.valid, second.valid])
-        return KVCache(layers, position, valid)
-
-    def _widened(self, width: int) -> "KVCache":
-        missing = width - self.width
-        if not missing:
-            return self
-        pad = nn.functional.pad
-        layers = [
-            (
-                None if keys is None else pad(keys, (0, 0, missing, 0)),
-                None if values is None else pad(values, (0, 0, missing, 0)),
-            )
-            for keys, values in self.layers
-        ]
-        return KVCache(layers, pad(self.position, (missing, 0)), pad(self.valid, (missing, 0)))
-
     def dynamic_cache(self) -> DynamicCache:
         """A transformers cache over the same tensors; it grows by concatenation and leaves ours as they are."""
         return DynamicCache(self.layers)
@@ -90,9 +56,8 @@ def read(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, KVCache]:
         model (`nn.Module`): a `...ForCausalLM`, possibly in a PEFT wrapper.
         batch ([`TokenBatch`]): `(B, L)`, padded on either side.
     """
-    cache = (
-        DynamicCache()
-    )  # without the config: sliding layers must keep all columns, their mask is made from positions
+    # Without the config: sliding layers must keep all columns, their mask is made from positions.
+    cache = DynamicCache()
     hidden = backbone_hidden(model, batch.input_ids, batch.attention_mask, batch.position_ids, cache=cache)
     return hidden, KVCache(_layers(cache), batch.position_ids, batch.attention_mask.bool())
 
@@ -114,30 +79,9 @@ def read_on(model: nn.Module, cache: KVCache, batch: TokenBatch, allowed: Tensor
     return hidden, KVCache(_layers(grown), position, valid)
 
 
-def continuation(cache: KVCache, batch: TokenBatch) -> Tensor:
-    """`(B, N, C + N)` bool: every new token sees its row's kept tokens and the new ones up to itself."""
-    new = batch.attention_mask.bool()
-    causal = torch.ones(new.shape[1], new.shape[1], dtype=torch.bool, device=new.device).tril()
-    own = causal & new[:, None, :]
-    # Padding sees itself, so that no row of the softmax is empty (NaN).
-    own = own | torch.eye(new.shape[1], dtype=torch.bool, device=new.device)
-    return torch.cat([cache.valid[:, None, :].expand(-1, new.shape[1], -1), own], 2)
-
-
 def _layers(cache: DynamicCache) -> list[tuple[Tensor | None, Tensor | None]]:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.index_select(0, rows.to(tensor.device))
-
-
-def _columns(tensor: Tensor | None, columns: Tensor) -> Tensor | None:
-    if tensor is None:
-        return None
-    index = columns.to(tensor.device)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
-    return tensor.gather(2, index)
-
-
-def _cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return None if a is None or b is None else torch.cat([a, b])

@@ -1,6 +1,7 @@
 """Environment -> rollout -> trajectory: many environments side by side, one batched generation per turn. No torch."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,10 +35,11 @@ class RolloutLimits:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Episode:
-    """An episode under way; frozen into a `Trajectory` when it ends."""
+    """An episode under way, of the task with this index; frozen into a `Trajectory` when it ends."""
 
+    index: int
     env: TextEnv
     task: Mapping[str, Any]
     seed: int | None
@@ -75,41 +77,53 @@ def collect_rollouts(
     chat: PromptFormat,
     limits: RolloutLimits,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    refill: bool = False,
 ) -> list[Trajectory]:
     """Plays one episode per task and returns the trajectories in the order of the tasks.
 
     Args:
         tasks: dataset rows; each is passed as `reset(seed=row.get("seed"), options=row)`.
-        envs: environments to play in side by side; the tasks are played in waves of `len(envs)`.
+        envs: environments to play in side by side.
         generate: batched sampling, see [`Generate`].
         chat: the tokenizer's conversation format.
         limits: bounds of an episode.
         on_progress: called with (finished episodes, all episodes).
+        refill (`bool`): an environment whose episode ended takes the next task at once; otherwise the tasks are played
+            in waves of `len(envs)`, and the batch shrinks until a wave's last episode has ended.
 
     Raises:
         EnvironmentFailure: a reset or step breaks the environment contract; the message names the episode.
     """
-    trajectories: list[Trajectory] = []
-    for start in range(0, len(tasks), len(envs)):
-        wave = [
-            _reset(env, task, chat, limits) for env, task in zip(envs, tasks[start : start + len(envs)], strict=False)
-        ]
-        while running := [episode for episode in wave if episode.stop_reason is None]:
-            for episode, sampled in zip(running, generate([e.token_ids for e in running]), strict=True):
-                _advance(episode, sampled, chat, limits)
-            if on_progress is not None:
-                finished = sum(episode.stop_reason is not None for episode in wave)
-                on_progress(len(trajectories) + finished, len(tasks))
-        trajectories.extend(episode.freeze() for episode in wave)
-    return trajectories
+    if tasks and not envs:
+        raise ValueError(f"envs is empty, but there are {len(tasks)} tasks; give at least one environment")
+    waiting = deque(enumerate(tasks))
+    playing: list[_Episode | None] = [None] * len(envs)
+    finished: dict[int, Trajectory] = {}
+    while len(finished) < len(tasks):
+        if refill or not any(playing):
+            for slot, env in enumerate(envs):
+                if playing[slot] is None and waiting:
+                    playing[slot] = _reset(*waiting.popleft(), env, chat, limits)
+        running = [(slot, episode) for slot, episode in enumerate(playing) if episode is not None]
+        sampled = generate([episode.token_ids for _, episode in running])
+        for (slot, episode), action in zip(running, sampled, strict=True):
+            _advance(episode, action, chat, limits)
+            if episode.stop_reason is not None:
+                finished[episode.index] = episode.freeze()
+                playing[slot] = None
+        if on_progress is not None:
+            on_progress(len(finished), len(tasks))
+    return [finished[index] for index in range(len(tasks))]
 
 
-def _reset(env: TextEnv, task: Mapping[str, Any], chat: PromptFormat, limits: RolloutLimits) -> _Episode:
+def _reset(index: int, task: Mapping[str, Any], env: TextEnv, chat: PromptFormat, limits: RolloutLimits) -> _Episode:
     seed = task.get("seed")
     seed = None if seed is None else int(seed)
     observation, info = env.reset(seed=seed, options=task)
     instruction = str(info.get("instruction") or "")
     episode = _Episode(
+        index=index,
         env=env,
         task=task,
         seed=seed,

@@ -4,8 +4,6 @@ A trajectory of L tokens is asked T questions of q tokens. `naive` runs T forwar
 packed ways run one forward over all of them, about `1 + T q / L` forwards of the trajectory.
 """
 
-import functools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -15,6 +13,7 @@ from torch import nn
 
 from .architectures import is_listed, mask_obstacle, repeat_obstacle
 from .heads import backbone_of, embedding_weight, text_config
+from .notices import warn_once
 from .packing import ScoringRow, Verdicts
 from .scorers import SCORERS, score_naive
 from .verification import disagreement, tolerance
@@ -138,10 +137,10 @@ def resolve_method(
         obstacle = method_obstacle(model, candidate, requires_grad=requires_grad, verify=verify)
         if obstacle is None:
             if candidate == "kv_repeat":
-                _warn_once(f"hindsight scoring copies the cache for every question: {reasons[0]}")
+                warn_once(f"hindsight scoring copies the cache for every question: {reasons[0]}")
             return candidate
         reasons.append(obstacle)
-    _warn_once(f"hindsight scoring falls back to one forward per step (slow): {reasons[0]}")
+    warn_once(f"hindsight scoring falls back to one forward per step (slow): {reasons[0]}")
     return "naive"
 
 
@@ -183,11 +182,6 @@ def method_obstacle(
 
 def _loses_its_cache(model: nn.Module) -> bool:
     return any(getattr(m, "gradient_checkpointing", False) and m.training for m in backbone_of(model).modules())
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _rows(

@@ -18,13 +18,14 @@ from transformers.trainer_utils import TrainOutput
 from ._trl import PPOConfig, unwrap_model_for_generation
 from .actor_critic import ValueHead
 from .advantages import ActionLayout, action_layout
+from .backends import BACKENDS, GenerationBackend, TransformersBackend
 from .callback import CalibrationCallback, UpdateRecord
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .checks import check_arguments, check_batch
 from .config import MISEConfig
 from .envs.base import EnvironmentFactory, TextEnv
 from .envs.check import check_env
-from .generation import Sampling, sample
+from .generation import Sampling
 from .heads import eval_mode, text_config
 from .hindsight import HindsightReward
 from .losses import PPOCoefficients
@@ -68,6 +69,8 @@ class MISETrainer(RepairedPPOTrainer):
         environment_factory (`Callable[[], TextEnv]`, *optional*): makes an environment; called once per slot.
         hindsight ([`HindsightReward`] or `False`, *optional*): reward wrapper in place of the one that `args`
             describes; `False` switches hindsight off.
+        generation_backend ([`GenerationBackend`], *optional*): an engine of your own that samples the actions, in
+            place of the one that `args` names.
 
     Without an environment and with hindsight off it *is* PPOTrainer, bit for bit.
     """
@@ -103,6 +106,7 @@ class MISETrainer(RepairedPPOTrainer):
         *,
         environment_factory: EnvironmentFactory | None = None,
         hindsight: HindsightReward | bool | None = None,
+        generation_backend: GenerationBackend | None = None,
     ) -> None:
         config = args if isinstance(args, MISEConfig) else MISEConfig.from_ppo_config(args)
         if not isinstance(hindsight, HindsightReward | bool | None):
@@ -137,16 +141,17 @@ class MISETrainer(RepairedPPOTrainer):
                 peft_config,
             )
         if not self.is_plain_ppo:
-            self._set_up(hindsight)
+            self._set_up(hindsight, generation_backend)
 
     # Construction
 
-    def _set_up(self, hindsight: HindsightReward | bool | None) -> None:
+    def _set_up(self, hindsight: HindsightReward | bool | None, generation_backend: GenerationBackend | None) -> None:
         args = self.args
         check_batch(self.train_dataset_len, args.batch_size)
         has_environment = self.environment_factory is not None
         self.chat: PromptFormat = self._prompt_format()
         self.hindsight: HindsightReward | None = self._hindsight_reward(hindsight)
+        self.generation_backend = generation_backend or self._named_backend()
         self._repair()
         self._turn_level = (args.gae_level or ("turn" if has_environment else "token")) == "turn"
         self._kl_is_loss = (args.kl_placement or ("loss" if has_environment else "reward")) == "loss"
@@ -171,6 +176,12 @@ class MISETrainer(RepairedPPOTrainer):
         if isinstance(hindsight, HindsightReward):
             return hindsight
         return HindsightReward.from_config(self.chat, self.args)
+
+    def _named_backend(self) -> GenerationBackend:
+        name = self.args.generation_backend
+        if name == "transformers":
+            return TransformersBackend(keep_cache=self.args.rollout_keep_cache)
+        return BACKENDS[name]()
 
     def _default_calibration(self) -> CalibrationCallback:
         args = self.args
@@ -281,6 +292,7 @@ class MISETrainer(RepairedPPOTrainer):
                     self.chat,
                     self._limits(),
                     on_progress=lambda done, total: self._phase(phase, f" {done}/{total} episodes"),
+                    refill=self.args.rollout_refill,
                 )
             cutter = StepCutter(self.processing_class, self.args.step_delimiter)
             responses = collect_responses(tasks, self.data_collator, generate, cutter)
@@ -307,8 +319,13 @@ class MISETrainer(RepairedPPOTrainer):
         gathered = unwrap_model_for_generation(
             self.model, self.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
         )
-        with gathered as unwrapped, eval_mode(unwrapped), self.accelerator.autocast():
-            yield lambda contexts: sample(unwrapped.policy, contexts, sampling, self.processing_class.pad_token_id)
+        with (
+            gathered as unwrapped,
+            eval_mode(unwrapped),
+            self.accelerator.autocast(),
+            self.generation_backend.session(unwrapped.policy, sampling) as generate,
+        ):
+            yield generate
 
     def _environments(self, count: int) -> list[TextEnv]:
         assert self.environment_factory is not None
