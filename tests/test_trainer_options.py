@@ -235,7 +235,6 @@ def test_a_ready_made_optimizer_is_used(tmp_path: Path) -> None:
         {"rollout_keep_cache": False},
         {"rollout_refill": True, "num_envs": 3},
         {"rollout_refill": True, "num_envs": 3, "local_rollout_forward_batch_size": 2},
-        {"generation_backend": "continuous_batching"},
     ],
     ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()),
 )

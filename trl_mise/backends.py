@@ -57,7 +57,14 @@ class TransformersBackend:
 
 
 class ContinuousBatchingBackend:
-    """transformers' continuous batching: a paged cache, rows join and leave at every token. For GPUs."""
+    """transformers' continuous batching: a paged cache, rows join and leave at every token. For GPUs.
+
+    Args:
+        **options: of `generate_batch`, e.g. `continuous_batching_config=ContinuousBatchingConfig(...)`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
 
     @contextmanager
     def session(self, policy: nn.Module, sampling: Sampling) -> Iterator[Generate]:
@@ -67,20 +74,20 @@ class ContinuousBatchingBackend:
                 "transformers model, or generation_backend='transformers'"
             )
         with without_own_generation_config(policy):
-            yield lambda contexts: _generate_batch(policy, contexts, sampling)
+            yield lambda contexts: self._generate(policy, contexts, sampling)
 
-
-def _generate_batch(policy: Any, contexts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-    config = neutral_generation_config(sampling, pad_token_id=0)
-    outputs = policy.generate_batch([list(context) for context in contexts], generation_config=config).values()
-    errors = [output.error for output in outputs if output.error is not None]
-    if errors or len(outputs) != len(contexts):
-        raise RuntimeError(
-            f"continuous batching answered {len(outputs) - len(errors)} of {len(contexts)} contexts"
-            f"{f' ({errors[0]})' if errors else ''}; transformers' log says why. generation_backend='transformers' "
-            "does without it"
-        )
-    return [until_stop(output.generated_tokens, sampling) for output in outputs]
+    def _generate(self, policy: Any, contexts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        config = neutral_generation_config(sampling, pad_token_id=0)
+        inputs = [list(context) for context in contexts]
+        outputs = policy.generate_batch(inputs, generation_config=config, **self.options).values()
+        errors = [output.error for output in outputs if output.error is not None]
+        if errors or len(outputs) != len(contexts):
+            raise RuntimeError(
+                f"continuous batching answered {len(outputs) - len(errors)} of {len(contexts)} contexts"
+                f"{f' ({errors[0]})' if errors else ''}; transformers' log says why. "
+                "generation_backend='transformers' does without it"
+            )
+        return [until_stop(output.generated_tokens, sampling) for output in outputs]
 
 
 BACKENDS: dict[str, Callable[[], GenerationBackend]] = {
