@@ -56,20 +56,31 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def paired_seconds(
-    arms: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cpu", warm_up: int = 1
+    arms: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cpu", at_least: float = 0.25
 ) -> dict[str, float]:
-    """Median seconds of each arm; the arms take turns, so that a slow minute of the machine hits all of them."""
+    """Median seconds of each arm; the arms take turns, so that a slow minute of the machine hits all of them.
+
+    A turn of a short arm runs it again and again for `at_least` seconds.
+    """
     times: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(warm_up + repeats):
+    # The first run is the warm-up, the second says how often.
+    single = {name: min(_seconds(arm, 1, device) for _ in range(2)) for name, arm in arms.items()}
+    counts = {name: max(1, round(at_least / seconds)) for name, seconds in single.items()}
+    for _ in range(repeats):
         for name, arm in arms.items():
-            gc.collect()
-            synchronise(device)
-            start = time.perf_counter()
-            arm()
-            synchronise(device)
-            if turn >= warm_up:
-                times[name].append(time.perf_counter() - start)
+            times[name].append(_seconds(arm, counts[name], device))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _seconds(arm: Callable[[], Any], count: int, device: str) -> float:
+    """Of one run, on average over `count`."""
+    gc.collect()
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        arm()
+    synchronise(device)
+    return (time.perf_counter() - start) / count
 
 
 def synchronise(device: str) -> None:

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--shape", default="tiny")
     parser.add_argument("--length", type=int, default=1024, help="L, tokens of the trajectory")
     parser.add_argument("--steps", type=int, default=15, help="T, questions")
-    parser.add_argument("--question", type=int, default=20, help="q, tokens of a question")
+    parser.add_argument("--question", type=int, default=12, help="q, tokens of a question")
     parser.add_argument("--shared", type=int, default=0, help="tokens that all questions begin with")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     options = parser.parse_args(argv)
