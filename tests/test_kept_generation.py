@@ -110,6 +110,12 @@ class TestSameTokens:
         with model.disable_adapter():
             assert KeptGeneration(model, greedy())(contexts) != adapted
 
+    @pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
+    def test_bfloat16(self, autocast: bool) -> None:
+        model = build(CONFIGS["llama"](), dtype=torch.float32 if autocast else torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            assert_same_as_plain(model, greedy(stops=[1]))
+
     def test_conversations_that_begin_alike(self) -> None:
         """The same prompt several times; sampled actions tell them apart, and each goes on from its own."""
         model = tiny_llama(20, initializer_range=0.3)
