@@ -8,7 +8,8 @@ Actions stand there exactly as sampled; everything else is the chat template aro
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -273,8 +274,9 @@ class TestBudget:
 
     def test_first_prompt_that_leaves_no_room(self) -> None:
         for budget in (4, 1):
-            with pytest.raises(EnvironmentFailure, match=r"'seed': 0.*3 tokens.*max_new_tokens=2.*raise max_episode"):
-                self.limited(budget)
+            trajectory = self.limited(budget)
+            assert trajectory.failed and trajectory.turns == ()
+            assert re.search(r"'seed': 0.*3 tokens.*max_new_tokens=2.*raise max_episode", trajectory.error or "")
 
     @pytest.mark.parametrize("name", ["max_turns", "max_new_tokens", "max_episode_tokens"])
     def test_limits_must_be_positive(self, name: str) -> None:
@@ -407,20 +409,70 @@ class TestManyEpisodes:
             collect_rollouts([{"seed": 0}, {"seed": 1}], [CountingEnv()] * 2, lambda c: [say("go")], CHAT, ROOMY)
 
 
+class BreakingEnv(CountingEnv):
+    """Breaks at the chosen call of the tasks that say so; in between it works as ever."""
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        self.breaks_at = (options or {}).get("breaks_at")
+        if self.breaks_at == 0:
+            raise EnvironmentFailure("the game server is gone")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.breaks_at == len(self.actions[-1]) + 1:
+            raise KeyError("room")
+        return super().step(action)
+
+
 class TestFailures:
     @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
     def test_non_finite_reward_names_the_episode(self, reward: float) -> None:
         env = ScriptedEnv(["red", "blue", "blue"], rewards=[0.0, reward])
-        with pytest.raises(EnvironmentFailure, match=r"'seed': 0, 'goal': 7.*step 2.*non-finite.*'go'"):
-            play([say("go")] * 2, env, goal=7)
+        trajectory = play([say("go")] * 2, env, goal=7)
+        assert trajectory.failed and trajectory.stop_reason is StopReason.ENV_ERROR
+        assert re.search(r"'seed': 0, 'goal': 7.*step 2, action 'go'.*reward", trajectory.error or "")
 
-    def test_failures_of_the_environment_are_not_hidden(self) -> None:
-        class Broken(CountingEnv):
+    @pytest.mark.parametrize("refill", [False, True])
+    @pytest.mark.parametrize("num_envs", [1, 2, 5])
+    def test_a_failure_ends_its_own_episode_only(self, num_envs: int, refill: bool) -> None:
+        """At reset, at the first step and at a later one; before, beside and after episodes that go well."""
+        tasks = [{"seed": i, "goal": 3, "breaks_at": at} for i, at in enumerate([None, 0, 1, 3, None, 2, 0])]
+        scripts = [[say("go")] * 3 for task in tasks if task["breaks_at"] != 0]
+
+        def collect(tasks: list[dict[str, Any]]) -> list[Trajectory]:
+            envs = [BreakingEnv() for _ in range(num_envs)]
+            return collect_rollouts(tasks, envs, ScriptedPolicy(scripts), CHAT, ROOMY, refill=refill)
+
+        trajectories = collect(tasks)
+        assert [t.failed for t in trajectories] == [task["breaks_at"] is not None for task in tasks]
+        assert [t.num_steps for t in trajectories] == [3, 0, 0, 2, 3, 1, 0]
+        assert "the game server is gone" in (trajectories[1].error or "") and "reset" in (trajectories[1].error or "")
+        assert "step 3" in (trajectories[3].error or "") and "KeyError: 'room'" in (trajectories[3].error or "")
+        untouched = collect([task for task in tasks if task["breaks_at"] is None])
+        assert [t for t in trajectories if not t.failed] == untouched
+
+    def test_what_was_never_answered_is_no_turn(self) -> None:
+        trajectory = play([say("go")] * 3, BreakingEnv(), goal=3, breaks_at=2)
+        assert trajectory.num_steps == 1 and trajectory.stop_reason is StopReason.ENV_ERROR
+        whole = play([say("go")] * 3, BreakingEnv(), goal=3)
+        assert trajectory.turns == whole.turns[:1]
+        assert trajectory.token_ids == whole.token_ids[: whole.turns[1].action_span[0]]
+
+    def test_a_wave_of_which_no_episode_begins(self) -> None:
+        tasks = [{"seed": i, "goal": 1, "breaks_at": 0 if i < 2 else None} for i in range(3)]
+        policy = ScriptedPolicy([[say("go")]])
+        trajectories = collect_rollouts(tasks, [BreakingEnv(), BreakingEnv()], policy, CHAT, ROOMY)
+        assert [t.failed for t in trajectories] == [True, True, False] and len(policy.calls) == 1
+
+    def test_an_interruption_is_no_failure(self) -> None:
+        class Interrupted(CountingEnv):
             def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-                raise EnvironmentFailure("the game server is gone")
+                raise KeyboardInterrupt
 
-        with pytest.raises(EnvironmentFailure, match="server is gone"):
-            play([say("go")], Broken())
+        with pytest.raises(KeyboardInterrupt):
+            play([say("go")], Interrupted())
 
     def test_rewards_become_plain_floats(self) -> None:
         """An environment may pay in bool, int or NumPy numbers; records hold floats."""

@@ -21,7 +21,7 @@ from trainer_fakes import (
 
 from trl_mise import MISETrainer, StopReason, Trajectory
 from trl_mise.advantages import action_layout
-from trl_mise.update import make_micro_batches
+from trl_mise.micro_batches import make_micro_batches
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

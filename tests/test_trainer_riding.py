@@ -13,8 +13,9 @@ from trainer_fakes import make_trainer
 
 from trl_mise import CalibrationCallback, HindsightReward, MISETrainer
 from trl_mise.advantages import action_layout
+from trl_mise.micro_batches import make_micro_batches
 from trl_mise.types import HindsightScores, Trajectory
-from trl_mise.update import Evaluation, make_micro_batches
+from trl_mise.update import Evaluation
 
 
 def evaluated(trainer: MISETrainer, size: int = 3) -> tuple[list[Trajectory], Evaluation]:

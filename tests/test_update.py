@@ -15,16 +15,15 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from trl_mise.actor_critic import ActorCritic, TokenOutputs, ValueHead
 from trl_mise.advantages import ActionLayout, Reduce, action_layout
 from trl_mise.losses import PPOCoefficients
+from trl_mise.micro_batches import MicroBatch, make_micro_batches
 from trl_mise.token_batch import TokenBatch, pad_rows
 from trl_mise.types import Trajectory
 from trl_mise.update import (
     Evaluation,
-    MicroBatch,
     StepHooks,
     UpdateSchedule,
     UpdateTargets,
     evaluate_rollout,
-    make_micro_batches,
     ppo_update,
     split_mini_batches,
 )

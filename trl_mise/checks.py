@@ -34,6 +34,11 @@ def check_arguments(
             "reward_model is required without an environment: its score is the sparse return; pass one, or "
             "environment_factory="
         )
+    if environment_factory is None and config.history_window is not None:
+        raise ValueError(
+            "history_window needs an environment: a single response has no turns; leave it out, or pass "
+            "environment_factory="
+        )
     if config.temperature <= 0:
         raise ValueError(f"temperature must be positive for training, got {config.temperature}")
 

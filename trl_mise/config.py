@@ -38,6 +38,22 @@ class MISEConfig(PPOConfig):
         generation_backend (`"transformers"` or `"continuous_batching"`, *optional*, defaults to `"transformers"`):
             What samples the actions; `"continuous_batching"` is transformers' paged engine for GPUs. An engine of your
             own is passed to the trainer, see [`GenerationBackend`].
+        history_window (`int`, *optional*):
+            The policy sees the instruction, the last `history_window` turns and the present observation, for episodes
+            that its context cannot hold: one training row per step, advantages over the whole episode.
+            `max_episode_tokens` then bounds what it sees at one step. By default it sees the whole episode.
+        env_isolation (`"auto"`, `"process"` or `"none"`, *optional*, defaults to `"auto"`):
+            `"process"`: environments live in processes of their own, with a deadline per call; a crash or a hang ends
+            one episode. `"auto"`: those that ask for it (TextWorld, ScienceWorld), the others in this process.
+        env_timeout (`float`, *optional*, defaults to `60.0`):
+            Seconds that an isolated environment has for one `step`.
+        env_reset_timeout (`float`, *optional*):
+            Seconds that it has for `reset`, start of its process included. Defaults to 120, or to `env_timeout` if
+            that is more.
+        envs_per_worker (`int`, *optional*, defaults to `1`):
+            Isolated environments that share a process, and its fate.
+        max_env_error_rate (`float`, *optional*, defaults to `0.25`):
+            Failed episodes are left out of the update; a batch in which more than this share failed stops the run.
         system_prompt (`str`, *optional*):
             System message of every episode.
         check_environment (`bool`, *optional*, defaults to `True`):
@@ -73,6 +89,10 @@ class MISEConfig(PPOConfig):
             result.
         evaluator_model (`"policy"` or `"reference"`, *optional*, defaults to `"policy"`):
             Who judges.
+        hindsight_context_tokens (`int`, *optional*):
+            Most tokens of an episode and one question about it. Of longer episodes the evaluator sees all actions, and
+            observations shortened to what is left. Defaults to `max_episode_tokens` with `history_window`; otherwise
+            nothing is shortened.
         hindsight_ema (`float`, *optional*, defaults to `0.9`):
             Momentum of the score's running mean and standard deviation.
         scoring_method (`str`, *optional*, defaults to `"auto"`):
@@ -108,6 +128,12 @@ class MISEConfig(PPOConfig):
     generation_backend: Literal["transformers", "continuous_batching"] = _option(
         "transformers", "What samples the actions."
     )
+    history_window: int | None = _option(None, "Turns that the policy sees before the present one; default all.")
+    env_isolation: Literal["auto", "process", "none"] = _option("auto", "Environments in processes of their own.")
+    env_timeout: float = _option(60.0, "Seconds that an isolated environment has for a step.")
+    env_reset_timeout: float | None = _option(None, "Seconds that it has for a reset; defaults to 120.")
+    envs_per_worker: int = _option(1, "Isolated environments that share a process.")
+    max_env_error_rate: float = _option(0.25, "Share of failed episodes in a batch above which the run stops.")
     system_prompt: str | None = _option(None, "System message of every episode.")
     check_environment: bool = _option(True, "Check the environment's contract before training.")
     step_delimiter: str | None = _option(None, "Where a response is cut into steps; defaults to newlines.")
@@ -127,6 +153,9 @@ class MISEConfig(PPOConfig):
     verdict_mode: Literal["expected", "sampled"] = _option("expected", "Expected or sampled verdicts.")
     evaluator_view: Literal["full", "masked", "prefix"] = _option("full", "What the evaluator sees.")
     evaluator_model: Literal["policy", "reference"] = _option("policy", "Who judges.")
+    hindsight_context_tokens: int | None = _option(
+        None, "Most tokens of an episode and a question; observations of longer ones are shortened."
+    )
     hindsight_ema: float = _option(0.9, "Momentum of the score's running mean and standard deviation.")
     scoring_method: Literal["auto", "cached_packed", "packed", "kv_repeat", "naive"] = _option(
         "auto", "How the questions are asked; the cheapest right way by default."
@@ -163,6 +192,7 @@ class MISEConfig(PPOConfig):
     def _check_choices(self) -> None:
         choices = {
             "generation_backend": ("transformers", "continuous_batching"),
+            "env_isolation": ("auto", "process", "none"),
             "gae_level": (None, "turn", "token"),
             "kl_placement": (None, "loss", "reward"),
             "hindsight_placement": ("advantage", "return"),
@@ -183,6 +213,10 @@ class MISEConfig(PPOConfig):
             "max_new_tokens": 1,
             "max_episode_tokens": 1,
             "num_envs": 1,
+            "history_window": 0,
+            "envs_per_worker": 1,
+            "max_env_error_rate": 0,
+            "hindsight_context_tokens": 1,
             "head_max_bytes": 1,
             "hindsight_coef": 0,
             "calibration_batch_size": 2,
@@ -192,10 +226,16 @@ class MISEConfig(PPOConfig):
         }
         for name, minimum in at_least.items():
             value = getattr(self, name)
-            if name == "calibration_batch_size" and value is None:
+            if value is None and name in ("calibration_batch_size", "history_window", "hindsight_context_tokens"):
                 continue
             if not (minimum <= value < float("inf")):
                 raise ValueError(f"{name} must be a finite number of at least {minimum}, got {value}")
+        for name in ("env_timeout", "env_reset_timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds < float("inf"):
+                raise ValueError(f"{name} must be a positive, finite number of seconds, got {seconds}")
+        if self.max_env_error_rate > 1:
+            raise ValueError(f"max_env_error_rate must be a share in [0, 1], got {self.max_env_error_rate}")
         if not 0 <= self.hindsight_ema < 1:
             raise ValueError(f"hindsight_ema must be in [0, 1), got {self.hindsight_ema}")
 

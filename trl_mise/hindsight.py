@@ -10,6 +10,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from torch import Tensor, nn
 
 from .chat import After, PromptFormat
+from .compression import compress
 from .heads import text_config
 from .packing import ScoringRow, Verdicts, question_tree
 from .scorers import Questionnaire
@@ -61,6 +62,8 @@ class HindsightReward:
         placement (`"advantage"` or `"return"`): where alpha n_t is added.
         method (`str`): see [`score_steps`].
         max_tokens (`int`, *optional*): padded tokens per packed forward.
+        context_tokens (`int`, *optional*): most tokens of an episode and one question about it; the observations of a
+            longer episode are shortened for the evaluator, see [`compress`]. By default nothing is.
         ema (`float`): momentum of mu and sigma.
         seed (`int`): of the sampled verdicts.
     """
@@ -79,6 +82,7 @@ class HindsightReward:
         placement: Literal["advantage", "return"] = "advantage",
         method: Method = "auto",
         max_tokens: int | None = None,
+        context_tokens: int | None = None,
         ema: float = 0.9,
         seed: int = 0,
     ) -> None:
@@ -87,6 +91,8 @@ class HindsightReward:
         _check_choice("evaluator_model", evaluator, ("policy", "reference"))
         _check_choice("hindsight_placement", placement, ("advantage", "return"))
         _check_choice("scoring_method", method, get_args(Method))
+        if context_tokens is not None and context_tokens < 1:
+            raise ValueError(f"hindsight_context_tokens must be at least 1, got {context_tokens}; None cuts nothing")
         if not (math.isfinite(coef) and coef >= 0):
             raise ValueError(f"hindsight_coef must be finite and at least 0, got {coef}; 0 switches hindsight off")
         if not 0 <= ema < 1:
@@ -98,6 +104,7 @@ class HindsightReward:
         self.template = _compile_prompt(prompt, self.verdicts)
         self.verdict_mode, self.view, self.evaluator, self.placement = verdict_mode, view, evaluator, placement
         self.coef, self.ema, self.method, self.max_tokens = float(coef), float(ema), method, max_tokens
+        self.context_tokens = context_tokens
         self.calibrator: Calibrator | None = None
         self.mu, self.sigma, self.count = 0.0, 1.0, 0
         self._rng = np.random.default_rng(seed)
@@ -117,6 +124,7 @@ class HindsightReward:
             placement=config.hindsight_placement,
             method=config.scoring_method,
             max_tokens=config.scoring_max_tokens,
+            context_tokens=config.hindsight_context_tokens,
             ema=config.hindsight_ema,
             seed=config.seed,
         )
@@ -143,6 +151,8 @@ class HindsightReward:
         )
 
     def _row(self, trajectory: Trajectory) -> ScoringRow:
+        if self.context_tokens is not None:
+            trajectory = self._in_view(trajectory, self.context_tokens)
         suffixes, visible = [], []
         for step, turn in enumerate(trajectory.turns):
             last_seen = turn if self.view == "prefix" else trajectory.turns[-1]
@@ -150,6 +160,13 @@ class HindsightReward:
             suffixes.append(self.chat_format.question(self.question_text(trajectory, step), after=after))
             visible.append(end)
         return ScoringRow(trajectory.token_ids, suffixes, visible)
+
+    def _in_view(self, trajectory: Trajectory, context_tokens: int) -> Trajectory:
+        """The episode, shortened so that it and the longest question fit."""
+        steps = range(trajectory.num_steps)
+        questions = (self.question_text(trajectory, step) for step in steps)
+        longest = max(len(self.chat_format.question(text, after="open_action")) for text in questions)
+        return compress(trajectory, self.chat_format, context_tokens - longest)
 
     # What is answered
 
@@ -178,7 +195,8 @@ class HindsightReward:
     def can_ride(self, model: nn.Module) -> bool:
         """Whether the questions can ride on another pass of `model` over the trajectories, in its present mode."""
         in_our_way = self.asks_a_model and type(self).verdict_logits is HindsightReward.verdict_logits
-        one_pass = in_our_way and self.method in ("auto", "cached_packed")
+        # A shortened episode is not the one that the policy's pass reads.
+        one_pass = in_our_way and self.context_tokens is None and self.method in ("auto", "cached_packed")
         return one_pass and resolve_method(model, self.method) == "cached_packed"
 
     def questionnaire(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> Questionnaire:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .types import StopReason, Trajectory, Turn
+from .types import StopReason, Trajectory, Turn, Window
 
 
 def trajectory_to_dict(trajectory: Trajectory) -> dict[str, Any]:
@@ -26,6 +26,8 @@ def trajectory_to_dict(trajectory: Trajectory) -> dict[str, Any]:
         "task": _to_json(trajectory.task, "task"),
         "seed": None if trajectory.seed is None else int(trajectory.seed),
         "won": None if trajectory.won is None else bool(trajectory.won),
+        "windows": [{"head": [int(token) for token in w.head], "start": int(w.start)} for w in trajectory.windows],
+        "error": trajectory.error,
     }
 
 
@@ -43,6 +45,8 @@ def trajectory_from_dict(state: Mapping[str, Any]) -> Trajectory:
         task=dict(state.get("task", {})),
         seed=state.get("seed"),
         won=state.get("won"),
+        windows=tuple(Window(tuple(w["head"]), w["start"]) for w in state.get("windows", ())),
+        error=state.get("error"),
     )
 
 

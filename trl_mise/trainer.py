@@ -23,13 +23,15 @@ from .callback import CalibrationCallback, UpdateRecord
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .checks import check_arguments, check_batch
 from .config import MISEConfig
-from .envs.base import EnvironmentFactory, TextEnv
+from .envs.base import EnvironmentFactory, EnvironmentFailure
 from .envs.check import check_env
+from .envs.pool import EnvironmentPool
 from .generation import Sampling
 from .heads import eval_mode, text_config
 from .hindsight import HindsightReward
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
+from .micro_batches import MicroBatch, last_state_batches, make_micro_batches
 from .ppo_base import RepairedPPOTrainer, mixed_precision
 from .rollout import Generate, RolloutLimits, collect_rollouts
 from .scorers import Questionnaire
@@ -40,12 +42,10 @@ from .trajectory_log import TrajectoryLog
 from .types import HindsightScores, Trajectory
 from .update import (
     Evaluation,
-    MicroBatch,
     StepHooks,
     UpdateSchedule,
     UpdateTargets,
     evaluate_rollout,
-    make_micro_batches,
     ppo_update,
 )
 
@@ -155,14 +155,29 @@ class MISETrainer(RepairedPPOTrainer):
         self._repair()
         self._turn_level = (args.gae_level or ("turn" if has_environment else "token")) == "turn"
         self._kl_is_loss = (args.kl_placement or ("loss" if has_environment else "reward")) == "loss"
-        self._envs: list[TextEnv] = []
+        self._environments: EnvironmentPool | None = self._environment_pool()
         self._log_file: TrajectoryLog | None = None
         self._in_session = False
         calibrates = any(isinstance(callback, CalibrationCallback) for callback in self.callback_handler.callbacks)
         if self.hindsight is not None and not calibrates:
             self.add_callback(self._default_calibration())
-        if self.environment_factory is not None and args.check_environment:
-            check_env(self.environment_factory, task=dict(self.train_dataset[0]))
+        if self._environments is not None and args.check_environment:
+            try:
+                check_env(self._environments.factory, task=dict(self.train_dataset[0]))
+            finally:
+                self._environments.close()
+
+    def _environment_pool(self) -> EnvironmentPool | None:
+        args = self.args
+        if self.environment_factory is None:
+            return None
+        return EnvironmentPool(
+            self.environment_factory,
+            isolation=args.env_isolation,
+            envs_per_worker=args.envs_per_worker,
+            timeout=args.env_timeout,
+            reset_timeout=args.env_reset_timeout,
+        )
 
     def _prompt_format(self) -> PromptFormat:
         if self.environment_factory is not None:
@@ -173,9 +188,13 @@ class MISETrainer(RepairedPPOTrainer):
     def _hindsight_reward(self, hindsight: HindsightReward | bool | None) -> HindsightReward | None:
         if not self.uses_hindsight:
             return None
-        if isinstance(hindsight, HindsightReward):
-            return hindsight
-        return HindsightReward.from_config(self.chat, self.args)
+        reward = (
+            hindsight if isinstance(hindsight, HindsightReward) else HindsightReward.from_config(self.chat, self.args)
+        )
+        if self.args.history_window is not None and reward.context_tokens is None:
+            # No context needs to hold the whole episode, and so the evaluator's may not either.
+            reward.context_tokens = self._limits().max_episode_tokens
+        return reward
 
     def _named_backend(self) -> GenerationBackend:
         name = self.args.generation_backend
@@ -206,7 +225,7 @@ class MISETrainer(RepairedPPOTrainer):
             `TrainOutput`: steps, mean policy loss, runtime (`None` where it is plain PPOTrainer, as there).
 
         Raises:
-            EnvironmentFailure: the environment broke its contract; names the episode.
+            EnvironmentFailure: more than `max_env_error_rate` of a batch's episodes failed; names the first one.
             EvaluatorFailure: the evaluator gave no readable verdict; names the episode.
         """
         if resume_from_checkpoint:
@@ -218,15 +237,16 @@ class MISETrainer(RepairedPPOTrainer):
         start = time.time()
         with self._session() as batches:
             for tasks in batches:
-                trajectories = self.collect(tasks)
+                episodes = self.collect(tasks)
+                trajectories = self.without_failures(episodes)
                 layout = action_layout(trajectories, self.accelerator.device)
                 micro_batches = make_micro_batches(trajectories, layout, self._micro_batch_size, self._rng)
                 evaluation = self.evaluate_tokens(trajectories, layout, micro_batches)
                 scores = self.score(trajectories, evaluation)
                 targets, target_metrics = self.targets(trajectories, layout, evaluation, scores)
                 update_metrics = self.update(layout, micro_batches, evaluation, targets)
-                metrics = {**episode_metrics(trajectories), **target_metrics, **update_metrics}
-                self._end_update(trajectories, scores, evaluation, metrics)
+                metrics = {**episode_metrics(episodes), **target_metrics, **update_metrics}
+                self._end_update(trajectories, scores, evaluation, metrics, failed=[t for t in episodes if t.failed])
         losses = [entry["loss/policy_avg"] for entry in self.state.log_history if "loss/policy_avg" in entry]
         runtime = {"train_runtime": time.time() - start, "train_episodes": float(self.state.episode)}
         return TrainOutput(self.state.global_step, float(np.mean(losses)) if losses else 0.0, runtime)
@@ -256,9 +276,8 @@ class MISETrainer(RepairedPPOTrainer):
         if self._log_file is not None:
             self._log_file.close()
             self._log_file = None
-        for env in self._envs:
-            env.close()
-        self._envs.clear()
+        if self._environments is not None:
+            self._environments.close()
 
     def _batches(self, sampler: TaskSampler) -> Iterator[list[dict[str, Any]]]:
         """This process's rows of each update, until the end or until a callback stops the training."""
@@ -284,10 +303,10 @@ class MISETrainer(RepairedPPOTrainer):
         phase = "evaluation" if greedy else "rollout"
         self._phase(phase)
         with self._generator(greedy=greedy) as generate:
-            if self.environment_factory is not None:
+            if self._environments is not None:
                 return collect_rollouts(
                     tasks,
-                    self._environments(min(self.args.num_envs or len(tasks), len(tasks))),
+                    self._environments.take(min(self.args.num_envs or len(tasks), len(tasks))),
                     generate,
                     self.chat,
                     self._limits(),
@@ -303,6 +322,25 @@ class MISETrainer(RepairedPPOTrainer):
             eos_token_id=self.processing_class.eos_token_id,
             missing_eos_penalty=self.args.missing_eos_penalty,
         )
+
+    def without_failures(self, episodes: Sequence[Trajectory]) -> list[Trajectory]:
+        """The episodes that the environment did not break; the others teach nothing.
+
+        Raises:
+            EnvironmentFailure: more than `max_env_error_rate` of all processes' episodes failed, or none is left here.
+        """
+        errors = [trajectory.error for trajectory in episodes if trajectory.failed]
+        counts = (len(errors), len(episodes))
+        gathered = gather_object([counts]) if self.accelerator.num_processes > 1 else [counts]
+        num_failed, total = (sum(numbers) for numbers in zip(*gathered, strict=True))
+        none_left = any(failed and failed == played for failed, played in gathered)
+        if num_failed and (none_left or num_failed > self.args.max_env_error_rate * total):
+            raise EnvironmentFailure(
+                f"{num_failed} of {total} episodes ended in an environment error (max_env_error_rate="
+                f"{self.args.max_env_error_rate}); mend the environment, or raise max_env_error_rate. "
+                f"First error here: {errors[0] if errors else 'none, they are on other processes'}"
+            )
+        return [trajectory for trajectory in episodes if not trajectory.failed]
 
     @contextmanager
     def _generator(self, *, greedy: bool) -> Iterator[Generate]:
@@ -327,17 +365,14 @@ class MISETrainer(RepairedPPOTrainer):
         ):
             yield generate
 
-    def _environments(self, count: int) -> list[TextEnv]:
-        assert self.environment_factory is not None
-        while len(self._envs) < count:
-            self._envs.append(self.environment_factory())
-        return self._envs[:count]
-
     def _limits(self) -> RolloutLimits:
         args = self.args
         longest = getattr(text_config(self.policy), "max_position_embeddings", None) or args.max_episode_tokens
         return RolloutLimits(
-            args.max_turns, args.max_new_tokens or args.response_length, min(args.max_episode_tokens, longest)
+            args.max_turns,
+            args.max_new_tokens or args.response_length,
+            min(args.max_episode_tokens, longest),
+            args.history_window,
         )
 
     @property
@@ -358,7 +393,7 @@ class MISETrainer(RepairedPPOTrainer):
                 self.model,
                 self.reference_policy,
                 layout,
-                micro_batches,
+                [*micro_batches, *last_state_batches(trajectories, layout, self._micro_batch_size)],
                 self.args.temperature,
                 head_max_bytes=self.args.head_max_bytes,
                 questions=questions,
@@ -368,7 +403,8 @@ class MISETrainer(RepairedPPOTrainer):
     def _questions(self, trajectories: Sequence[Trajectory]) -> tuple[Questionnaire | None, Questionnaire | None]:
         """What the policy and the reference are asked on their passes over the trajectories."""
         hindsight = self.hindsight
-        if hindsight is None:
+        # With a window the passes read rows of single turns, and the questions are about the whole episode.
+        if hindsight is None or self.args.history_window is not None:
             return None, None
         calibrations = [cb for cb in self.callback_handler.callbacks if isinstance(cb, CalibrationCallback)]
         frozen = hindsight.evaluator == "reference"
@@ -464,6 +500,7 @@ class MISETrainer(RepairedPPOTrainer):
         scores: HindsightScores | None,
         evaluation: Evaluation,
         metrics: dict[str, float],
+        failed: Sequence[Trajectory] = (),
     ) -> None:
         """Calibration and flow control (callbacks), then what they asked for."""
         state = self.state
@@ -486,6 +523,7 @@ class MISETrainer(RepairedPPOTrainer):
             self._fire("on_step_end", update=record)
         if self._log_file is not None:
             self._log_file.write(state.global_step, trajectories, scores)
+            self._log_file.write(state.global_step, failed, None)
         self._follow_control(record.metrics)
 
     def _follow_control(self, metrics: Mapping[str, float]) -> None:
@@ -526,9 +564,12 @@ class MISETrainer(RepairedPPOTrainer):
             return {name: value for part in parts for name, value in part.items()}
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         rows = [dict(dataset[i]) for i in range(rank, len(dataset), ranks)]
-        trajectories = self.collect(rows, greedy=True) if rows else []
-        if not self._in_session:
-            self._close()
+        try:
+            trajectories = self.collect(rows, greedy=True) if rows else []
+            self.without_failures(trajectories)
+        finally:
+            if not self._in_session:
+                self._close()
         if ranks > 1:
             trajectories = gather_object(trajectories)
         measured = {name.removeprefix("env/"): value for name, value in episode_metrics(trajectories).items()}

@@ -36,6 +36,7 @@ def trajectory_record(
         "return": trajectory.episode_return,
         "success": trajectory.success,
         "stop_reason": trajectory.stop_reason.value,
+        **({} if trajectory.error is None else {"error": trajectory.error}),
     }
 
 

@@ -57,6 +57,21 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """What the policy saw at one state of an episode that its context need not hold: the last turns.
+
+    It read `head + token_ids[start:...]`, up to the state's action (or to the end, for the last state).
+
+    Args:
+        head (`tuple[int, ...]`): prompt that opens the window: the instruction and its first observation.
+        start (`int`): where the episode's `token_ids` go on after it.
+    """
+
+    head: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """One finished episode, tau = (x, o_0, a_0, ..., a_{T-1}, o_T), with its tokens exactly as sampled.
 
@@ -69,6 +84,9 @@ class Trajectory:
         task (`Mapping`): the dataset row that the episode was reset with.
         seed (`int`, *optional*): seed passed to `reset`.
         won (`bool`, *optional*): the environment's own verdict, where it gives one.
+        windows (`tuple[Window, ...]`): what the policy saw at each turn, and, where the episode was truncated and it
+            fits, at o_T; empty where it saw the whole episode so far.
+        error (`str`, *optional*): what went wrong, for `StopReason.ENV_ERROR`.
     """
 
     token_ids: tuple[int, ...]
@@ -79,6 +97,13 @@ class Trajectory:
     task: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     won: bool | None = None
+    windows: tuple[Window, ...] = ()
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """The environment failed: nothing can be learned from this episode."""
+        return self.stop_reason is StopReason.ENV_ERROR
 
     @property
     def num_steps(self) -> int:
@@ -93,6 +118,14 @@ class Trajectory:
     def success(self) -> bool:
         """The environment's `won` where it gives one, otherwise a return of (at least) 1."""
         return self.won if self.won is not None else self.episode_return >= 1.0 - 1e-6
+
+    def context(self, step: int) -> tuple[int, ...]:
+        """Tokens that the policy read before its action of this step (from 0)."""
+        end = self.turns[step].action_span[0]
+        if not self.windows:
+            return self.token_ids[:end]
+        window = self.windows[step]
+        return (*window.head, *self.token_ids[window.start : end])
 
     @property
     def action_mask(self) -> tuple[bool, ...]:

@@ -12,54 +12,9 @@ from torch import Tensor, nn
 from .actor_critic import hidden_and_verdicts
 from .advantages import ActionLayout, Reduce
 from .losses import PPOCoefficients, PPOLoss, TokenTargets, ppo_loss
+from .micro_batches import MicroBatch
 from .scorers import Questionnaire
-from .token_batch import TokenBatch, pad_rows
 from .token_log_probs import DEFAULT_HEAD_BYTES, token_log_probs
-from .types import Trajectory
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Episodes that go through the model together, in every epoch: at lr = 0 all ratios are then exactly 1.
-
-    Args:
-        episodes (`Tensor`): `(b,)` indices into the rollout.
-        tokens ([`TokenBatch`]): `(b, L)`.
-        mask (`Tensor`): `(b, A)` action mask.
-        states (`tuple[Tensor, Tensor]`): rows and columns `(N,)` of the state before each action token.
-        last (`tuple[Tensor, Tensor]`): rows and columns `(b,)` of the last token of each episode.
-    """
-
-    episodes: Tensor
-    tokens: TokenBatch
-    mask: Tensor
-    states: tuple[Tensor, Tensor]
-    last: tuple[Tensor, Tensor]
-
-
-def make_micro_batches(
-    trajectories: Sequence[Trajectory], layout: ActionLayout, size: int, rng: np.random.Generator
-) -> list[MicroBatch]:
-    """Shuffles the episodes that have action tokens into micro-batches of at most `size`."""
-    device = layout.mask.device
-    order = rng.permutation(layout.mask.any(dim=1).nonzero().squeeze(1).cpu().numpy())
-    batches = []
-    for start in range(0, len(order), size):
-        episodes = torch.as_tensor(order[start : start + size], device=device)
-        rows = [trajectories[i].token_ids for i in episodes.tolist()]
-        mask = layout.mask[episodes]
-        row, column = mask.nonzero(as_tuple=True)
-        lengths = torch.tensor([len(tokens) - 1 for tokens in rows], device=device)
-        batches.append(
-            MicroBatch(
-                episodes=episodes,
-                tokens=pad_rows(rows, device),
-                mask=mask,
-                states=(row, layout.position[episodes][row, column] - 1),
-                last=(torch.arange(len(rows), device=device), lengths),
-            )
-        )
-    return batches
 
 
 @dataclass(frozen=True)
@@ -116,9 +71,9 @@ def evaluate_rollout(
         verdicts.update(_by_episode(batch, asked, outputs.verdict_logits))
         _scatter(log_probs, batch, outputs.log_probs)
         _scatter(values, batch, outputs.values[: len(tokens)])
-        final_values[batch.episodes] = outputs.values[len(tokens) :].to(dtype)
+        final_values[batch.episodes[batch.last[0]]] = outputs.values[len(tokens) :].to(dtype)
     with reference() as ref_model:
-        for batch in micro_batches:
+        for batch in (batch for batch in micro_batches if len(batch.states[0])):
             tokens = layout.token_ids[batch.episodes][batch.mask]
             asked = _questions_about(batch, ref_questions)
             hidden, verdict_logits = hidden_and_verdicts(ref_model, batch.tokens, asked)
@@ -143,9 +98,8 @@ def _by_episode(batch: MicroBatch, asked: Questionnaire | None, logits: Tensor |
 
 def _scatter(target: Tensor, batch: MicroBatch, flat: Tensor) -> None:
     """Writes the micro-batch's flat action values `(N,)` to their places in the rollout's `(B, A)` tensor."""
-    rows = torch.zeros(batch.mask.shape, device=target.device, dtype=target.dtype)
-    rows[batch.mask] = flat.to(target.dtype)
-    target[batch.episodes] = rows
+    row, column = batch.mask.nonzero(as_tuple=True)
+    target[batch.episodes[row], column] = flat.to(target.dtype)
 
 
 @dataclass(frozen=True)
@@ -155,6 +109,10 @@ class UpdateTargets:
     advantages: Tensor
     returns: Tensor
     value_mask: Tensor
+
+    def num_trained(self, batch: MicroBatch) -> Tensor:
+        """`(2,)` action tokens, and values, that the micro-batch trains on."""
+        return torch.stack([batch.mask.sum(), (self.value_mask[batch.episodes] & batch.mask).sum()]).float()
 
     def select(self, evaluation: Evaluation, batch: MicroBatch) -> TokenTargets:
         tensors = (
@@ -219,8 +177,7 @@ def ppo_update(
     steps: list[dict[str, float]] = []
     for _ in range(schedule.epochs):
         for mini_batch in split_mini_batches(micro_batches, schedule.mini_batches, rng):
-            episodes = torch.cat([batch.episodes for batch in mini_batch])
-            counts = reduce(torch.stack([layout.mask[episodes].sum(), targets.value_mask[episodes].sum()]).float())
+            counts = reduce(torch.stack([targets.num_trained(batch) for batch in mini_batch]).sum(0))
             losses = []
             for i, batch in enumerate(mini_batch):
                 is_last = i + 1 == len(mini_batch)

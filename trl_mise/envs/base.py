@@ -28,6 +28,21 @@ class TextEnv(Protocol):
         ...
 
 
+@runtime_checkable
+class BackgroundEnv(TextEnv, Protocol):
+    """An environment that works elsewhere: a call is begun, and its answer fetched later.
+
+    `begin_reset` and `begin_step` return at once and raise nothing that belongs to the environment; `result` waits for
+    the answer of `reset` or `step` to the call begun last, or raises.
+    """
+
+    def begin_reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None: ...
+
+    def begin_step(self, action: str) -> None: ...
+
+    def result(self) -> Any: ...
+
+
 EnvironmentFactory = Callable[[], TextEnv]
 
 

@@ -1,0 +1,191 @@
+"""Environments that misbehave in every way that we could think of; imported in worker processes, so without torch."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class PoliteEnv:
+    """Counts; the seed is in every observation. `info` has what cannot travel as it is."""
+
+    def __init__(self, offset: int = 0) -> None:
+        self.offset = offset
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        self.seed, self.count, self.options = seed, self.offset, dict(options or {})
+        return self.text(), {"instruction": "count", "admissible_actions": self.actions}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.count += 1
+        done = self.count >= self.offset + 3
+        info = {"won": done, "pair": (1, 2), "odd": object, "admissible_actions": self.actions, "action_valid": True}
+        return f"{self.text()} {action}", float(done), done, False, info
+
+    def text(self) -> str:
+        return f"seed {self.seed} count {self.count}"
+
+    def actions(self) -> list[str]:
+        return [f"say {self.count}", "wait"]
+
+    def close(self) -> None:
+        pass
+
+
+class HostileEnv(PoliteEnv):
+    """Polite, until an action (or `options["on_reset"]`) names a misdeed."""
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        answer = super().reset(seed=seed, options=options)
+        misdeed = (options or {}).get("on_reset")
+        return answer if misdeed is None else MISDEEDS[misdeed]()
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if action in MISDEEDS:
+            return MISDEEDS[action]()
+        return super().step(action)
+
+
+def _raise() -> Any:
+    raise ValueError("lost the thread")
+
+
+def _sleep() -> Any:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.sleep(1)
+
+
+def _spin() -> Any:
+    while True:
+        pass
+
+
+def _die() -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _recurse() -> Any:
+    return _recurse()
+
+
+def _no_memory() -> Any:
+    raise MemoryError
+
+
+def _grandchild(seconds: str = "1000") -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
+
+
+def _orphan_and_die() -> Any:
+    _grandchild()
+    os._exit(3)
+
+
+def _orphan_and_sleep() -> Any:
+    _grandchild()
+    return _sleep()
+
+
+def _scribble() -> Any:
+    """Writes on every descriptor but the standard ones, the trainer's socket among them."""
+    for descriptor in range(3, 64):
+        try:
+            os.write(descriptor, b"\x00\x00\x00\x05hello")
+        except OSError:
+            continue
+    return "scribbled", 0.0, False, False, {}
+
+
+def _announce_much() -> Any:
+    for descriptor in range(3, 64):
+        try:
+            os.write(descriptor, b"\xff\xff\xff\xff")
+        except OSError:
+            continue
+    return _sleep()
+
+
+def _close_everything() -> Any:
+    os.closerange(0, 64)
+    return _sleep()
+
+
+def _shout() -> Any:
+    for _ in range(400):
+        print("x" * 10_000, flush=True)
+    raise ValueError("hoarse")
+
+
+def _answer(observation: Any, reward: Any = 0.0, terminated: Any = False, info: Any = None) -> Any:
+    return lambda: (observation, reward, terminated, False, {} if info is None else info)
+
+
+MISDEEDS: dict[str, Any] = {
+    "raise": _raise,
+    "sleep": _sleep,
+    "spin": _spin,
+    "die": _die,
+    "exit": lambda: sys.exit(0),
+    "hard exit": lambda: os._exit(7),
+    "recurse": _recurse,
+    "no memory": _no_memory,
+    "orphan and die": _orphan_and_die,
+    "orphan and sleep": _orphan_and_sleep,
+    "scribble": _scribble,
+    "announce much": _announce_much,
+    "close everything": _close_everything,
+    "shout": _shout,
+    "ten megabytes": _answer("x" * 10_000_000),
+    "surrogate": _answer("ab\ud800cd"),
+    "bytes": _answer(b"\xff\xfe"),
+    "no observation": _answer(None),
+    "nan": _answer("text", float("nan")),
+    "text reward": _answer("text", "1.0"),
+    "no flag": _answer("text", 0.0, "no"),
+    "list info": _answer("text", 0.0, False, ["a"]),
+    "not a tuple": lambda: "done",
+}
+KINDS = {
+    "crash": {"die", "hard exit", "orphan and die", "close everything"},
+    "timeout": {"sleep", "spin", "orphan and sleep"},
+    "exception": {"raise", "exit", "recurse", "no memory", "shout"},
+    "garbage": {
+        *("scribble", "announce much", "ten megabytes", "surrogate", "bytes", "no observation", "nan"),
+        *("text reward", "no flag", "list info", "not a tuple"),
+    },
+}
+
+
+class NeedyEnv(PoliteEnv):
+    """Asks for a process of its own."""
+
+    needs_process = True
+
+
+class BrokenFactoryEnv(PoliteEnv):
+    def __init__(self) -> None:
+        raise OSError("no license")
+
+
+class TracingEnv(PoliteEnv):
+    """Says in its observation where it lives and what was loaded there."""
+
+    def text(self) -> str:
+        heavy = [name for name in ("torch", "transformers", "trl", "datasets") if name in sys.modules]
+        return f"{os.getpid()} {os.getpgrp()} {Path.cwd()} {heavy}"
+
+
+class ListingEnv(PoliteEnv):
+    """Its list of actions cannot be had."""
+
+    def actions(self) -> list[str]:
+        raise RuntimeError("no list today")
