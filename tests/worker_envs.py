@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ class PoliteEnv:
 
     def __init__(self, offset: int = 0) -> None:
         self.offset = offset
+        self.lock = threading.Lock()  # like a handle of a library: it can be neither copied nor pickled
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None

@@ -12,10 +12,10 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
-from .answers import checked_reset, checked_step
+from .answers import ResetAnswer, StepAnswer, checked_reset, checked_step
 from .base import EnvironmentFailure, TextEnv
 from .worker_wire import WireError, receive, send
 
@@ -94,10 +94,14 @@ class _Host:
             self._envs[number] = self._factory()
         env = self._envs[number]
         if call == "reset":
-            answer = asdict(checked_reset(env.reset(seed=request["seed"], options=request["options"])))
+            answer: ResetAnswer | StepAnswer = checked_reset(
+                env.reset(seed=request["seed"], options=request["options"])
+            )
         else:
-            answer = asdict(checked_step(env.step(request["action"])))
-        return {"answer": {**answer, "info": self._plain_info(number, answer["info"])}}
+            answer = checked_step(env.step(request["action"]))
+        # Not asdict: it would copy what stands behind a callable, the whole environment.
+        named = {field.name: getattr(answer, field.name) for field in fields(answer)}
+        return {"answer": {**named, "info": self._plain_info(number, answer.info)}}
 
     def _plain_info(self, number: int, info: Mapping[str, Any]) -> dict[str, Any]:
         """`info` without what cannot travel: a callable is called when the trainer asks, the rest is written out."""
