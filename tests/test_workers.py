@@ -250,10 +250,10 @@ class TestGroups:
         other.begin_step("polite")
         with pytest.raises(WorkerFailure, match="SIGKILL"):
             one.result()
-        with pytest.raises(WorkerFailure, match="another environment of the same process took it down"):
+        with pytest.raises(WorkerFailure, match="of environment 0 took the process down"):
             other.result()
         assert episode(one, seed=5) == episode(PoliteEnv(), seed=5)
-        with pytest.raises(WorkerFailure, match="took it down"):
+        with pytest.raises(WorkerFailure, match="took the process down"):
             bystander.step("polite")
         assert episode(bystander, seed=6) == episode(other, seed=6) == episode(PoliteEnv(), seed=6)
 
