@@ -11,6 +11,7 @@ MARK = "TRL_MISE_WORKER"
 
 MAX_LOG_BYTES = 2**20
 _KEPT_LOG_BYTES = 2**16
+_CAN_LOOK = os.path.exists("/proc/self/environ")
 _ROUNDS, _ROUND_SECONDS = 50, 0.01
 
 
@@ -25,12 +26,15 @@ def kill_marked(directory: str) -> None:
 
     They are found by `MARK` in `/proc`, so on Linux only; elsewhere a process that leaves the group gets away.
     """
+    num_clean = 0
     for _ in range(_ROUNDS):
         marked = _marked(f"{MARK}={directory}")
         for pid in marked:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        if not marked:
+        # One that is just being exec'ed shows no environment for a moment, so one look is not enough.
+        num_clean = 0 if marked else num_clean + 1
+        if num_clean == 2 or not _CAN_LOOK:
             return
         time.sleep(_ROUND_SECONDS)
 
@@ -38,13 +42,12 @@ def kill_marked(directory: str) -> None:
 def _marked(mark: str) -> list[int]:
     """Other processes with this in their environment; a zombie has none any more."""
     found = []
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir("/proc"):
-            if not name.isdigit() or int(name) == os.getpid():
-                continue
-            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
-                if os.fsencode(mark) in environ.read().split(b"\0"):
-                    found.append(int(name))
+    for name in os.listdir("/proc") if _CAN_LOOK else ():
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
+            if os.fsencode(mark) in environ.read().split(b"\0"):
+                found.append(int(name))
     return found
 
 

@@ -88,19 +88,19 @@ class WorkerProcess:
             HungUp: the process has ended, or closed the connection.
             WireError: what it sent is no message.
         """
-        rest_by = time.monotonic() + _MESSAGE_SECONDS
+        # An answer may have come in time and be too long for the socket: its rest comes while it is read.
+        rest_by = max(deadline, time.monotonic() + _MESSAGE_SECONDS)
         while True:
             trim_log(self._log.fileno())
-            # An answer may have come in time and be too long for the socket: its rest comes while it is read.
-            left = (max(deadline, rest_by) if self._inbox.is_waiting else deadline) - time.monotonic()
             # A child that it forked may keep the connection open. Asked first: then nothing comes after the last look.
             ended = self._has_ended()
+            left = (rest_by if self._inbox.is_waiting else deadline) - time.monotonic()
             messages = self._exchange(0.0 if ended else max(0.0, min(left, _POLL_SECONDS)))
             if messages:
                 return messages
             if ended:
                 raise HungUp("the process has ended")
-            if left <= 0:
+            if time.monotonic() >= (rest_by if self._inbox.is_waiting else deadline):
                 raise TimeoutError
 
     def kill(self) -> None:
@@ -175,7 +175,7 @@ class WorkerProcess:
 
 def _open_log() -> IO[bytes]:
     """A file without a name, to which everyone appends. Mode "a" does not do that for temporary files."""
-    log = tempfile.TemporaryFile(buffering=0)
+    log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (open as long as the process)
     fcntl.fcntl(log, fcntl.F_SETFL, fcntl.fcntl(log, fcntl.F_GETFL) | os.O_APPEND)
     return log
 

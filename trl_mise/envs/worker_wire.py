@@ -76,8 +76,9 @@ class Inbox:
         """
         self._data += data
         messages = []
-        while len(self._data) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._data)
+        while self._data:
+            # Bytes that are still to come count as zero: what is too long already need not be waited for.
+            (length,) = _LENGTH.unpack(bytes(self._data[: _LENGTH.size]).ljust(_LENGTH.size, b"\0"))
             if length > MAX_MESSAGE_BYTES:
                 raise WireError(f"a message of {length:,} bytes was announced, more than {MAX_MESSAGE_BYTES:,}")
             end = _LENGTH.size + length
