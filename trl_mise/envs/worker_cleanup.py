@@ -11,7 +11,6 @@ MARK = "TRL_MISE_WORKER"
 
 MAX_LOG_BYTES = 2**20
 _KEPT_LOG_BYTES = 2**16
-_CAN_LOOK = os.path.exists("/proc/self/environ")
 _ROUNDS, _ROUND_SECONDS = 50, 0.01
 
 
@@ -21,34 +20,60 @@ def kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def kill_marked(directory: str) -> None:
+def start_time(pid: int) -> int:
+    """When a process was forked, in ticks since the machine started; 0 where there is no `/proc`."""
+    try:
+        return _stat(pid)[0]
+    except OSError:
+        return 0
+
+
+def kill_marked(directory: str, since: int) -> None:
     """Kills what descends from the worker of this directory but has left its group, and waits until all are gone.
 
     They are found by `MARK` in `/proc`, so on Linux only; elsewhere a process that leaves the group gets away.
+
+    Args:
+        directory (`str`): the worker's.
+        since (`int`): `start_time` of the worker.
     """
-    num_clean = 0
+    if not os.path.exists("/proc/self/environ"):
+        return
     for _ in range(_ROUNDS):
-        marked = _marked(f"{MARK}={directory}")
+        marked, hidden = _look_for(f"{MARK}={directory}", since)
         for pid in marked:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        # One that is just being exec'ed shows no environment for a moment, so one look is not enough.
-        num_clean = 0 if marked else num_clean + 1
-        if num_clean == 2 or not _CAN_LOOK:
+        if not marked and not hidden:
             return
         time.sleep(_ROUND_SECONDS)
 
 
-def _marked(mark: str) -> list[int]:
-    """Other processes with this in their environment; a zombie has none any more."""
-    found = []
-    for name in os.listdir("/proc") if _CAN_LOOK else ():
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
-            if os.fsencode(mark) in environ.read().split(b"\0"):
-                found.append(int(name))
-    return found
+def _look_for(mark: str, since: int) -> tuple[list[int], list[int]]:
+    """Other processes with this in their environment, and younger ones that show none yet.
+
+    A process that is being exec'ed shows no environment for milliseconds; neither does a zombie or a thread of the
+    kernel, but those have no memory either.
+    """
+    marked, hidden = [], []
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environ = file.read()
+            if os.fsencode(mark) in environ.split(b"\0"):
+                marked.append(pid)
+            elif not environ:
+                started, memory = _stat(pid)
+                if started >= since and memory:
+                    hidden.append(pid)
+    return marked, hidden
+
+
+def _stat(pid: int) -> tuple[int, int]:
+    """(start time, bytes of memory) of a process."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()  # the name before it may hold anything
+    return int(fields[19]), int(fields[20])
 
 
 def remove_directory(directory: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from .answers import checked_reset, checked_step
 from .base import EnvironmentFactory, EnvironmentFailure, TextEnv
-from .worker_cleanup import MARK, kill_group, kill_marked, remove_directory, trim_log
+from .worker_cleanup import MARK, kill_group, kill_marked, remove_directory, start_time, trim_log
 from .worker_factory import unpack_factory
 from .worker_wire import MAX_MESSAGE_BYTES, WireError, encode, receive, send
 
@@ -70,7 +70,7 @@ def _where_it_is() -> str:
 def _end_all(directory: str) -> None:
     """What the trainer does where it still can."""
     try:
-        kill_marked(directory)
+        kill_marked(directory, start_time(os.getpid()))
         remove_directory(directory)
     finally:
         kill_group(os.getpgrp())

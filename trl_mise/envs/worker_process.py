@@ -13,7 +13,7 @@ import time
 import weakref
 from typing import IO, Any
 
-from .worker_cleanup import MARK, kill_group, kill_marked, remove_directory, trim_log
+from .worker_cleanup import MARK, kill_group, kill_marked, remove_directory, start_time, trim_log
 from .worker_wire import HungUp, Inbox
 
 _POLL_SECONDS = 0.2
@@ -56,13 +56,14 @@ class WorkerProcess:
                 finally:
                     os.close(lifeline)
             undo.pop_all()
+        since = start_time(self._popen.pid)
         self._sock.setblocking(False)
         self._poller = select.poll()  # unlike select.select, of any descriptor
         self._inbox, self._outbox = Inbox(), bytearray()
         self._last_words: str | None = None
         # Also at exit, and when it is forgotten; what it is given must not hold the object itself.
         self._end = weakref.finalize(
-            self, _end, os.getpid(), self._popen, self._sock, self._lifeline, self._log, directory
+            self, _end, os.getpid(), self._popen, self._sock, self._lifeline, self._log, directory, since
         )
         self.post(greeting)
 
@@ -203,6 +204,7 @@ def _end(
     lifeline: int,
     log: IO[bytes],
     directory: str,
+    since: int,
 ) -> None:
     """Kills the process with all that it started, reaps it, and removes what is left."""
     if os.getpid() != owner:  # a fork of the trainer forgets what is not its own
@@ -211,7 +213,7 @@ def _end(
         kill_group(popen.pid)
     with contextlib.suppress(subprocess.TimeoutExpired):
         popen.wait(_KILL_SECONDS)
-    kill_marked(directory)
+    kill_marked(directory, since)
     sock.close()
     os.close(lifeline)
     log.close()
