@@ -23,7 +23,7 @@ from worker_envs import (
     SlowEnv,
     TracingEnv,
 )
-from worker_traces import Traces, episode, tidy_workers
+from worker_traces import Traces, episode, tidy_workers, watchdog
 
 from trl_mise.envs.base import BackgroundEnv, admissible_actions
 from trl_mise.envs.check import check_env
@@ -54,7 +54,7 @@ def test_a_misdeed_costs_one_call(workers: Callable[..., EnvironmentWorkers], mi
     env.reset(seed=3)
     env.step("polite")
     traces = Traces(env)
-    with pytest.raises(WorkerFailure) as caught:
+    with pytest.raises(WorkerFailure) as caught, watchdog(env._timeout + 5):
         env.step(misdeed)
     assert caught.value.kind == KIND_OF[misdeed], str(caught.value)
     assert f"HostileEnv.step(action={misdeed!r}" in str(caught.value)
@@ -245,7 +245,8 @@ class TestAsOthers:
         env.reset(seed=0)
         env.begin_step("sleep")
         traces = Traces(env)
-        assert episode(env, seed=1) == episode(PoliteEnv(), seed=1)
+        with watchdog(20):
+            assert episode(env, seed=1) == episode(PoliteEnv(), seed=1)
         traces.assert_gone()
 
     @pytest.mark.parametrize("action", ["polite", "a long page"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from worker_envs import HostileEnv, TracingEnv, WeighingEnv
-from worker_traces import PREFIX, Traces, descendants, group_members, tidy_workers, wait_until
+from worker_traces import PREFIX, Traces, descendants, group_members, tidy_workers, wait_until, watchdog
 
 from trl_mise.envs.kitchen import KitchenEnv
 from trl_mise.envs.webshop import WebShopEnv
@@ -65,7 +65,8 @@ class TestApart:
     ) -> None:
         """Also by a relative path, in spite of the other working directory; and the variable stays the user's."""
         (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "relative_env.py").write_text("from worker_envs import TracingEnv as MyEnv")
+        text = "from worker_envs import TracingEnv\nclass MyEnv(TracingEnv): pass\n"
+        (tmp_path / "mine" / "relative_env.py").write_text(text)
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend("mine")
         monkeypatch.setenv("PYTHONPATH", "somewhere")
@@ -122,7 +123,8 @@ class TestGone:
         env.begin_step("stray and sleep")
         traces = Traces(env)
         wait_until(lambda: len(descendants(traces.directory)) == 2, "the environment has a child")
-        env.close()
+        with watchdog(20):
+            env.close()
         traces.assert_gone()
 
     def test_the_directory_goes_although_the_worker_left_it(self, workers: Callable[..., EnvironmentWorkers]) -> None:

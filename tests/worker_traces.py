@@ -3,6 +3,7 @@
 import contextlib
 import os
 import select
+import signal
 import tempfile
 import time
 import weakref
@@ -49,6 +50,22 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
             return
         time.sleep(0.02)
     pytest.fail(f"waited in vain: {what}")
+
+
+@contextlib.contextmanager
+def watchdog(seconds: float) -> Iterator[None]:
+    """Fails the test where it would wait for longer; nothing is measured."""
+
+    def bark(*_: Any) -> None:
+        pytest.fail(f"still waiting after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, bark)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Traces:
