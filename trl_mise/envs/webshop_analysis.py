@@ -1,7 +1,7 @@
 """From text to index terms, as the official search does it: Lucene's standard tokenizer and English filters.
 
 The steps are those of Anserini's default English analyzer: words by the Unicode rules (UAX #29), the possessive `'s`
-cut off, lower case, stop words out, Porter stemming. Checked term by term against the original, see tests/data/webshop;
+cut off, lower case, stop words out, Porter stemming. Checked term by term against the original (tests/data/webshop);
 what differs are letters that Unicode got since, and joiners where they join nothing.
 """
 
