@@ -160,7 +160,7 @@ def load_official(
     files = find_files(data_dir, items_file, attributes_file)
     if human_goals is None:
         human_goals = files.human is not None
-        if not human_goals:
+        if not human_goals and files.attributes is not None:
             warn_once(
                 f"WebShop: {data_dir!r} has no {HUMAN}, so that goals are synthetic: the instruction of {ATTRIBUTES} "
                 "with every choice of options (pass human_goals=False to silence this)"

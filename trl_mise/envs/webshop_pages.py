@@ -45,14 +45,15 @@ class Layout:
         max_results (`int`): results of a search in all.
         show_instruction (`bool`): the instruction on every page, or on the first only.
         observation_mode (`str`): `"text"` or `"text_rich"`, see [`Shop.render`].
-        always_next (`bool`): offer the next page also on the last one (official: an empty page follows).
+        official (`bool`): as in the official templates, the last page too offers a next one (it is empty), and a page
+            without reviews says nothing.
     """
 
     results_per_page: int = 10
     max_results: int = 50
     show_instruction: bool = True
     observation_mode: ObservationMode = "text"
-    always_next: bool = False
+    official: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ class Shop:
 
     def _turns(self, state: ShopState) -> list[str]:
         last = math.ceil(len(state.results) / self.layout.results_per_page)
-        has_next = self.layout.always_next or state.results_page < last
+        has_next = self.layout.official or state.results_page < last
         return [PREV] * (state.results_page > 1) + [NEXT] * has_next
 
     def _results(self, state: ShopState) -> Iterator[Piece]:
@@ -194,7 +195,7 @@ class Shop:
         else:
             for title, score, body in product.reviews:
                 yield from map(Piece, (f'"{title}"', score, body))
-            if not product.reviews:
+            if not product.reviews and not self.layout.official:
                 yield Piece("No reviews found")
 
 

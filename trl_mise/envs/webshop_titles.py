@@ -15,8 +15,9 @@ SPACY_MODELS = ("en_core_web_lg", "en_core_web_md", "en_core_web_sm")
 
 Nouns = Callable[[str], tuple[str, ...]]
 
-_TITLE_WORD = re.compile(r"[^\W\d_][^\W_]*(?:['’.-][^\W_]+)*")
-# Closed classes, and adjectives that titles are full of. Everything else with a letter in front counts as a noun.
+_POSSESSIVE = re.compile(r"['’]s\b")
+_TITLE_WORD = re.compile(r"(?=\d*[^\W\d_])[^\W_]+")
+# Closed classes, and adjectives that titles are full of. Everything else with a letter in it counts as a noun.
 _NO_NOUNS = (
     "a about above after all also an and any are as at be before below best better between big both bright by can "
     "classic clean clear cool cute dark deep double dry each easy elegant every extra fast fine firm flat for free "
@@ -27,12 +28,12 @@ _NO_NOUNS = (
     "two ultra under up upgraded upon various vintage warm wet which white wide will with within without you your"
 )
 _CLOSED = frozenset(_NO_NOUNS.split())
-_ADJECTIVE = re.compile(r"(?:able|ible|ful|less|ous|ish|ly|proof|free|sized|ized|ical)$")
+_ADJECTIVE = re.compile(r"\w{3}(?:able|ible|ful|less|ous|ish|ly|proof|sized|ized|ical)$")
 
 
 def approximate_nouns(title: str) -> tuple[str, ...]:
     """Lower-case words of `title` that are probably nouns or names: no numbers, function words or usual adjectives."""
-    words = (word.lower() for word in _TITLE_WORD.findall(title))
+    words = (word.lower() for word in _TITLE_WORD.findall(_POSSESSIVE.sub("", title)))
     return tuple(word for word in words if word not in _CLOSED and not _ADJECTIVE.search(word))
 
 

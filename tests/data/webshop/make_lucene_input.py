@@ -1,4 +1,4 @@
-"""Writes documents, texts and queries for MakeGolden.java into the folder that is named: `make_lucene_input.py work`."""
+"""Writes documents, texts and queries for MakeGolden.java into a folder: `python make_lucene_input.py work`."""
 
 import json
 import random
@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
     documents = [(product.asin.upper(), shop_document(product)) for product in catalogue.products]
     documents += [(f"C{number:03d}", text.lower()) for number, text in enumerate(AWKWARD)]
     # Lengths beyond the exact ones, so that neighbours fall into one bucket; equal ones tie.
-    pool = "word wordy common light lights lighting lighted jacket red tea of the".split()
+    pool = ["word", "wordy", "common", "light", "lights", "lighting", "lighted", "jacket", "red", "tea", "of", "the"]
     for number, length in enumerate((39, 40, 41, 42, 43, 44, 47, 48, 60, 61, 100, 101, 150, 400, 900)):
         documents.append((f"L{number:03d}", " ".join(rng.choice(pool) for _ in range(length))))
     rng.shuffle(documents)  # ties must not follow the order of the index
