@@ -516,6 +516,24 @@ class TestPages:
 
 
 class TestEpisodes:
+    @pytest.mark.parametrize("action", ["", "quit", "search[tea]\nclick[buy now]", "click[<r>]", "x" * 10_000, "\x00"])
+    def test_traps_change_nothing(self, action):
+        env = make()
+        env.reset(seed=0)
+        before = walk(env, "search[tea]", "click[b0tea00001]", "click[mint]")
+        state = env.state
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert (observation, reward, terminated, truncated) == (before, 0.0, False, False)
+        assert info["action_valid"] is False and env.state == state
+
+    def test_an_instruction_of_several_lines_can_be_searched(self, folder):
+        human = folder / "items_human_ins.json"
+        human.write_text(human.read_text(encoding="utf-8").replace("a dimmable lamp", "a\\n dimmable lamp"), "utf-8")
+        env = make(folder)
+        find_goal(env, "B0LAMP0002")
+        assert "\n" in env.goal.instruction
+        assert walk(env, *env.admissible_actions()).startswith("Instruction:")
+
     @pytest.mark.parametrize("human", [True, False])
     @pytest.mark.parametrize("mode", ["text", "text_rich"])
     def test_contract(self, human, mode):

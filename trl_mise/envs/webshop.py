@@ -201,7 +201,7 @@ class WebShopEnv:
     def admissible_actions(self) -> list[str]:
         """Every click of the page; on the search page a search for the whole instruction."""
         if self.state.page == "search":
-            return [f"search[{self.goal.instruction}]"]
+            return [f"search[{' '.join(self.goal.instruction.split())}]"]  # an action is one line
         return [f"click[{target}]" for target in self.shop.clickables(self.state)]
 
     def _observe(self) -> str:

@@ -106,10 +106,10 @@ def _expert_on_results(shop: Shop, state: ShopState, goal: Goal) -> str:
 
 def _expert_query(shop: Shop, goal: Goal) -> str:
     """The goal's attributes and category; where that finds nothing right, more words of the goal or of its product."""
-    plain = " ".join((*goal.attributes, goal.product.query))
-    options = " ".join((plain, *(value for _, value in goal.options)))
+    plain = fold(" ".join((*goal.attributes, goal.product.query)))
+    options = fold(" ".join((plain, *(value for _, value in goal.options))))
     for query in (plain, options):
-        found = shop.catalogue.search(fold(query), shop.layout.max_results)
+        found = shop.catalogue.search(query, shop.layout.max_results)
         if any(shop.catalogue.satisfies(shop.catalogue.by_asin[asin], goal) for asin in found):
             return query
     return goal.product.detailed_query
