@@ -160,9 +160,9 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("kwargs", "message"),
         [
-            ({"data_dir": DATA, "num_categories": 3}, "num_categories=3: they belong to the generated shop"),
-            ({"human_goals": True}, "human_goals=True: they need data_dir="),
-            ({"split_manifest": "x.json"}, "split_manifest='x.json': they need data_dir="),
+            ({"data_dir": DATA, "num_categories": 3}, "num_categories=3: for the generated shop only"),
+            ({"human_goals": True}, "human_goals=True: with data_dir= only"),
+            ({"split_manifest": "x.json"}, "split_manifest='x.json': with data_dir= only"),
             ({"data_dir": DATA, "split": "valid"}, "split must be one of .*'dev'"),
             ({"observation_mode": "html"}, "observation_mode must be one of"),
         ],

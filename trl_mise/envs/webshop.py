@@ -20,8 +20,20 @@ from .webshop_catalogue import (
     build_catalogue,
     check_split,
 )
-from .webshop_pages import BACK, BUY, NEXT, PREV, SCORE, SUB_PAGES, THANKS, Layout, ObservationMode, Shop, ShopState
-from .webshop_pages import split_words as split_words
+from .webshop_pages import (
+    BACK,
+    BUY,
+    NEXT,
+    PREV,
+    SCORE,
+    SUB_PAGES,
+    THANKS,
+    Layout,
+    ObservationMode,
+    Shop,
+    ShopState,
+    split_words,
+)
 from .webshop_reward import is_full
 
 Reward = Literal["official", "success"]
@@ -127,26 +139,22 @@ class WebShopEnv:
             "values_per_option": values_per_option,
             "goals_per_product": goals_per_product,
         }
-        official = {
-            "items_file": items_file,
-            "attributes_file": attributes_file,
-            "human_goals": human_goals,
-        }
-        self._splits: tuple[Split, ...] = GENERATED_SPLITS if data_dir is None else get_args(Split)
+        files = {"items_file": items_file, "attributes_file": attributes_file, "human_goals": human_goals}
+        is_official = data_dir is not None
+        self._splits: tuple[Split, ...] = get_args(Split) if is_official else GENERATED_SPLITS
         self._default_split = self.split = check_split(split, self._splits)
-        layout = Layout(results_per_page, max_results, show_instruction, observation_mode, data_dir is not None)
         if data_dir is None:
-            _refuse_given({**official, "split_manifest": split_manifest}, "they need data_dir=")
+            _refuse({**files, "split_manifest": split_manifest}, "with data_dir= only")
             products = CatalogueSpec.num_products if num_products is None else num_products
             spec = CatalogueSpec(num_products=products, seed=catalogue_seed, **generated)
-            self.shop = Shop(build_catalogue(spec), layout)
+            catalogue: ShopCatalogue = build_catalogue(spec)
         else:
             changed = {name: value for name, value in generated.items() if value != getattr(CatalogueSpec, name)}
-            _refuse_given(changed, "they belong to the generated shop; leave them out with data_dir=")
-            self.shop = Shop(
-                _official_catalogue(data_dir, split_manifest, title_tagger, num_products, catalogue_seed, official),
-                layout,
-            )
+            _refuse(changed, "for the generated shop only; leave out what it is made from, or data_dir=")
+            settings = {**files, "num_products": num_products, "seed": catalogue_seed}
+            catalogue = _official_catalogue(data_dir, settings, split_manifest, title_tagger)
+        layout = Layout(results_per_page, max_results, show_instruction, observation_mode, is_official)
+        self.shop = Shop(catalogue, layout)
         self._reward = reward
         self._max_steps = max_steps
         self._rng = np.random.default_rng()
@@ -171,9 +179,8 @@ class WebShopEnv:
         row = options or {}
         self.split = check_split(row.get("split", self._default_split), self._splits)
         goal = row.get("goal")
-        drawn = goal is None
-        index = self.shop.catalogue.draw_goal(self.split, self._rng) if drawn else self._check_goal(goal)
-        self.goal = self.goals[index]
+        draw = self.shop.catalogue.draw_goal
+        self.goal = self.goals[draw(self.split, self._rng) if goal is None else self._check_goal(goal)]
         self.state = ShopState()
         self.score = 0.0
         self._steps = 0
@@ -230,19 +237,17 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {known}, got {value!r}")
 
 
-def _refuse_given(arguments: Mapping[str, Any], reason: str) -> None:
-    given = {name: value for name, value in arguments.items() if value is not None}
+def _refuse(arguments: Mapping[str, Any], reason: str) -> None:
+    given = [f"{name}={value!r}" for name, value in arguments.items() if value is not None]
     if given:
-        raise ValueError(f"{', '.join(f'{name}={value!r}' for name, value in given.items())}: {reason}")
+        raise ValueError(f"{', '.join(given)}: {reason}")
 
 
 def _official_catalogue(
     data_dir: str,
+    settings: Mapping[str, Any],
     split_manifest: str | None,
     title_tagger: str | Callable[[str], Iterable[Any]],
-    num_products: int | None,
-    catalogue_seed: int,
-    files: Mapping[str, Any],
 ) -> ShopCatalogue:
     """The shop of the official files, its splits checked against their manifest."""
     # Here, because the generated shop needs none of it.
@@ -250,7 +255,7 @@ def _official_catalogue(
     from .webshop_official import OfficialCatalogue, load_official
     from .webshop_titles import find_nouns
 
-    data = load_official(data_dir, num_products=num_products, seed=catalogue_seed, **files)
+    data = load_official(data_dir, **settings)
     check_manifest(data, split_manifest)
     return OfficialCatalogue(data, find_nouns(title_tagger))
 

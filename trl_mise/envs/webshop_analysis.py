@@ -74,6 +74,7 @@ def _unicode_word() -> Any:
             r"\p{WB=Double_Quote}",
         )
     )
+    # The colon is named, because it may leave its class.
     in_word = rf"[\p{{WB=MidLetter}}:\p{{WB=MidNumLet}}\p{{WB=Single_Quote}}]{mark}"
     in_number = rf"[\p{{WB=MidNum}}\p{{WB=MidNumLet}}\p{{WB=Single_Quote}}]{mark}"
     kana = rf"{katakana}(?:(?:{joiner})*{katakana})*+"

@@ -124,13 +124,13 @@ class OfficialCatalogue:
 
     def choices(self, product: Product, goal: Goal) -> tuple[tuple[str, str], ...]:
         """The (option, value) pairs to choose: for each option of the goal the closest value that is still free."""
-        offered = [(product.option_name(value), value) for _, values in product.options for value in values]
+        # By what is clicked: of equal values, the last one is chosen.
+        offered = {fold(value): (name, value) for name, values in product.options for value in values}.values()
         chosen: dict[str, str] = {}
         for wanted in goal.options:
             if any(option_matches(wanted, value) for value in chosen.values()):
                 continue
-            free = [(name, value) for name, value in offered if name is not None and name not in chosen]
-            matching = [pair for pair in free if option_matches(wanted, pair[1])]
+            matching = [pair for pair in offered if pair[0] not in chosen and option_matches(wanted, pair[1])]
             exact = [pair for pair in matching if pair[1] == wanted[1].lower()]
             if matching:
                 name, value = (exact or matching)[0]
