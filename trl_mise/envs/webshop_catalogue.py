@@ -80,8 +80,7 @@ class Product:
 
     def option_name(self, value: str) -> str | None:
         """The option that `value` belongs to; None where the product does not offer it."""
-        found = self.find_option(value)
-        return found[0] if found else None
+        return next((name for name, choices in self.options if value in choices), None)
 
 
 @dataclass(frozen=True, slots=True)
