@@ -2,6 +2,7 @@
 
 import enum
 import json
+import subprocess
 import sys
 from typing import Any, Literal, Optional
 
@@ -232,6 +233,25 @@ def test_formats_of_well_known_models(template: str, text: str) -> None:
     assert ToolCallParser((), tokenizer).parse(text) == [GUESS]
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_tags_that_are_tokens_survive_decoding_or_are_not_needed(special: bool) -> None:
+    """The rollout decodes without special tokens, so the tags of some models never arrive."""
+    from tokenizers import AddedToken
+
+    from trl_mise.chat import PlainFormat
+    from trl_mise.tiny import build_tokenizer
+
+    words = ['{"name"', '"guess"', '"arguments"', '{"number"', "3}}", "try"]
+    tokenizer = build_tokenizer(words)
+    tokenizer.add_tokens([AddedToken(tag, special=special) for tag in ("<tool_call>", "</tool_call>")])
+    compact = BODY.replace(" ", "")
+    ids = tokenizer(f"try <tool_call>{compact}</tool_call><tool_call>{compact}</tool_call>")["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    text = PlainFormat(tokenizer).decode(ids)
+    assert ("<tool_call>" in text) is not special
+    assert parse(text) == [GUESS, GUESS]
+
+
 # Schemas
 
 
@@ -334,3 +354,18 @@ def test_deep_json_is_bounded_by_the_parser_not_by_us() -> None:
     """A list in a list in a list is no call, however deep; nothing here recurses."""
     depth = min(900, sys.getrecursionlimit() // 2)
     assert parse("[" * depth + BODY + "]" * depth) == []
+
+
+def test_nothing_of_it_needs_torch_or_transformers() -> None:
+    code = """
+import sys
+from trl_mise.envs.adapters import as_trl_environment, from_trl_environment
+from trl_mise.envs.kitchen import KitchenEnv
+
+env = from_trl_environment(as_trl_environment(KitchenEnv))
+env.reset(seed=1)
+env.step('{"name": "step", "arguments": {"action": "x"}}')
+print(sorted({"torch", "transformers", "trl", "gymnasium", "openenv"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

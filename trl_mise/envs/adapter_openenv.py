@@ -143,7 +143,10 @@ class OpenEnvTextEnv:
         self._running = last is None or not last.ended
         observation = "\n".join(outcome.observation for outcome in outcomes)
         reward = sum(result.reward for result in results)
-        info = {**({} if last is None else self._info(last)), "action_valid": not any(outcome.failed for outcome in outcomes)}
+        info = {
+            **({} if last is None else self._info(last)),
+            "action_valid": not any(outcome.failed for outcome in outcomes),
+        }
         return observation, float(reward), bool(last and last.terminated), bool(last and last.truncated), info
 
     def close(self) -> None:
