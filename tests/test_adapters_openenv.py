@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from trl_mise.envs.adapter_loop import LoopThread
 from trl_mise.envs.adapters import format_tool_call, from_openenv
 from trl_mise.envs.base import EnvironmentFailure, TextEnv
 from trl_mise.envs.check import check_env
@@ -127,6 +128,19 @@ def test_a_coroutine_client_works_inside_a_running_loop() -> None:
     before = threading.active_count()
     assert asyncio.run(play()) == "count 1"
     assert threading.active_count() == before
+
+
+def test_the_loop_can_be_closed_and_used_again() -> None:
+    async def double(number: int) -> int:
+        return 2 * number
+
+    loop = LoopThread()
+    loop.close()  # never started
+    assert loop.result(3) == 3
+    for _ in range(2):
+        assert loop.result(double(2)) == 4
+        loop.close()
+        loop.close()
 
 
 @pytest.mark.parametrize("action", HOSTILE)
