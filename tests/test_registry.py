@@ -143,3 +143,21 @@ def test_nothing_is_imported_before_its_use() -> None:
     root = Path(registry.__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, stdin=subprocess.DEVNULL)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_benchmark_has_a_row_for_every_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="benchmarks need it")
+    from benchmarks import environments
+
+    result = environments.main(["--quick", "--threads", "1", "--device", "cpu", "--env", "kitchen", "webshop"])
+    assert [row["environment"] for row in result["rows"]] == ["kitchen", "webshop"]
+    assert all(row["steps"] > 0 and row["steps/s"] > 0 for row in result["rows"])
+    assert "with admissible actions" in capsys.readouterr().out
+
+
+def test_the_benchmark_says_what_is_missing() -> None:
+    pytest.importorskip("torch", reason="benchmarks need it")
+    from benchmarks.environments import row
+
+    spec = EnvironmentSpec("far", "far away", "far.away:Env", package="no_such_package_1", extra="far")
+    assert row(spec, episodes=1, repeats=1)["note"].endswith('run: pip install "trl-mise[far]"')
