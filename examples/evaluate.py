@@ -37,16 +37,17 @@ FROM_CONFIG = {
 
 def main(argv: list[str] | None = None) -> int:
     parser = argument_parser()
-    options = with_config(parser.parse_args(argv))
+    options = parser.parse_args(argv)
     sys.path.insert(0, os.getcwd())  # where an environment of one's own is looked for
     try:
+        options = with_config(options)
         spec = environment_spec(options.env)
         factory = spec.factory(**options.env_kwargs)
         tasks = spec.make_tasks(
             options.split, options.episodes, options.seed, **{**spec.evaluation_tasks, **options.task_kwargs}
         )
         agent = make_agent(spec, options)
-        with tqdm(total=len(tasks), unit="episode", leave=False, dynamic_ncols=True) as bar:
+        with tqdm(total=len(tasks), unit="episode", leave=False, dynamic_ncols=True, disable=None) as bar:
             result = evaluate(
                 agent,
                 factory,

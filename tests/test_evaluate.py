@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -238,8 +239,7 @@ class TestFailures:
         assert [episode.error is not None for episode in result.episodes] == [False, True, False, True]
         assert result.success is not None and result.success.value == 1.0 and result.num_errors == 2
         assert FaultyEnv.made == FaultyEnv.closed == 2, "another takes the place of the one that failed"
-        with pytest.raises(EnvironmentFailure, match=message):
-            raise EnvironmentFailure(result.errors[0])
+        assert re.search(message, result.errors[0])
         assert "'seed': 1" in result.errors[0], "the message names the task"
 
     def test_of_the_plan_are_told_apart(self) -> None:
@@ -370,14 +370,14 @@ class TestExample:
             (["--env", "kitchen", "--split", "dev"], "split must be one of"),
             (["--env", "kitchen", "--agent", "model"], "--agent model needs --model_name_or_path"),
             (["--env", "kitchen", "--episodes", "0"], "tasks is empty"),
+            (["--env", "kitchen", "--config", "no.yaml"], "No such file.*no.yaml"),
         ],
     )
     def test_errors_are_short(self, arguments: list[str], message: str) -> None:
         done = run_example(*arguments)
         assert done.returncode == 2 and "Traceback" not in done.stderr
-        last = done.stderr.strip().splitlines()[-1]
-        with pytest.raises(EnvironmentFailure, match=message):
-            raise EnvironmentFailure(last)
+        (line,) = done.stderr.strip().splitlines()
+        assert re.search(message, line)
 
     def test_an_environment_of_ones_own_that_always_fails(self, tmp_path: Path) -> None:
         (tmp_path / "own_env.py").write_text(

@@ -126,7 +126,7 @@ def _normal_quantile(confidence: float) -> float:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """An agent's episodes in numbers. Episodes in which the environment failed are counted, and not in the rates.
+    """An agent's episodes in numbers. Those that an error ended are counted, and left out of rates and means.
 
     Args:
         episodes (`tuple[EpisodeResult, ...]`): in the order of the tasks.
@@ -135,7 +135,7 @@ class EvaluationResult:
         mean_return ([`Estimate`], *optional*): with a bootstrap interval.
         mean_steps (`float`, *optional*): actions of an episode.
         invalid_action_rate (`float`, *optional*): share of actions that the environment did not understand.
-        num_errors (`int`): episodes in which the environment failed.
+        num_errors (`int`): episodes in which the environment, or the agent's plan, failed.
         steps_per_second (`float`): over `seconds`, what the agent, resets and the environment's start took included.
     """
 
