@@ -2,9 +2,9 @@
 
     python -m benchmarks.environments --json benchmarks/results/environments.json
 
-The expert's episodes, the same in both arms. Only steps (and lists) are timed; "reset s" is the median reset to a task
-that was played before: generated games are in the cache. An environment whose package is missing is a row that says how
-to install it.
+The expert's episodes, the same in both arms. Only steps (and lists) are timed. "reset s" is the median reset to a task
+played before: generated games are in the cache. An environment whose package is missing is a row that says how to
+install it.
 """
 
 import statistics

@@ -9,7 +9,7 @@ A model is a folder that a trainer saved to, a LoRA adapter, or a name on the hu
 told and how much it may read and say from the file that it is trained with; options given as well come first. The
 embedded tiny policies play the environment that they were trained in:
 
-    python examples/evaluate.py --env kitchen --agent model --model_name_or_path runs/kitchen
+    python examples/evaluate.py --env kitchen --agent model --model_name_or_path runs/kitchen --max_new_tokens 3
 
 Exits with 1 if the environment failed in every episode, and with 2 if it could not be started.
 """

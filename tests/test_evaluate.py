@@ -23,6 +23,7 @@ from trl_mise.envs.registry import environment_spec
 from trl_mise.evaluation import EpisodeResult, EvaluationResult, bootstrap_interval, evaluate, wilson_interval
 from trl_mise.model_agent import ModelAgent
 from trl_mise.tiny import build_policy
+from trl_mise.types import StopReason
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,7 +94,7 @@ class TestSums:
     EPISODES = (
         EpisodeResult({"seed": 1}, 1.0, True, steps=4, invalid_actions=1),
         EpisodeResult({"seed": 2}, 0.5, False, steps=6, invalid_actions=2),
-        EpisodeResult({"seed": 3}, steps=5, error="task {'seed': 3}, step 6: RuntimeError: broken"),
+        EpisodeResult({"seed": 3}, steps=5, stop_reason=StopReason.ENV_ERROR, error="step 6: broken"),
     )
 
     def test_golden(self) -> None:
@@ -101,6 +102,7 @@ class TestSums:
         assert result.success == (0.5, *wilson_interval(1, 2))
         assert result.mean_return is not None and result.mean_return.value == 0.75
         assert (result.mean_steps, result.invalid_action_rate, result.num_errors) == (5.0, 0.3, 1)
+        assert result.stop_reasons == {"terminated": 2, "env_error": 1}
         assert result.steps_per_second == 5.0 and result.errors == [self.EPISODES[2].error]
 
     def test_nothing_but_errors(self) -> None:
@@ -159,6 +161,14 @@ class TestAgents:
         assert result.success is not None and result.success.value == 1.0
         result = evaluate(RandomAgent(), CountingEnv, [{"seed": 0}], max_steps=7)
         assert (result.mean_steps, result.invalid_action_rate) == (7.0, 1.0)
+
+    def test_why_episodes_end(self) -> None:
+        ends = {2: "terminated", 1: "max_turns"}
+        for max_steps, reason in ends.items():
+            result = evaluate(RandomAgent(actions=["go"]), CountingEnv, [{"seed": 0}], max_steps=max_steps)
+            assert result.stop_reasons == {reason: 1}
+        result = evaluate(RandomAgent(), lambda: CountingEnv(step_limit=3), [{"seed": 0}], max_steps=9)
+        assert result.stop_reasons == {"env_truncated": 1} and result.mean_steps == 3.0
 
     def test_won_comes_before_the_return(self) -> None:
         assert one_episode(FaultyEnv(reward=1.0, won=False)) == (1.0, False)
@@ -278,6 +288,7 @@ class TestModelAgent:
     def test_plays_from_a_folder(self, policy_folder: Path) -> None:
         result = self.play(policy_folder, num_envs=4)
         assert result.num_errors == 0 and result.mean_steps == 2.0
+        assert result.stop_reasons == {"terminated": 6}
         assert [e.task["seed"] for e in result.episodes] == [t["seed"] for t in kitchen.make_tasks("test", 6)]
 
     def test_is_greedy_however_many_play_side_by_side(self, policy_folder: Path) -> None:
@@ -309,6 +320,11 @@ class TestModelAgent:
         prompt = agent.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         answered = agent.model.generate(prompt, do_sample=False, max_new_tokens=4)
         assert env.actions == [[agent.tokenizer.decode(answered[0, prompt.shape[1] :], skip_special_tokens=True)]]
+
+    def test_an_episode_that_outgrows_the_budget_says_so(self, policy_folder: Path) -> None:
+        result = self.play(policy_folder, max_episode_tokens=18)
+        assert result.stop_reasons == {"token_budget": 6} and result.num_errors == 0
+        assert "ended by token_budget" in result.table()
 
     def test_a_prompt_that_does_not_fit_is_an_error(self, policy_folder: Path) -> None:
         result = self.play(policy_folder, max_episode_tokens=4)

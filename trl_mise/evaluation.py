@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist, mean
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .envs.base import EnvironmentFactory
-from .types import Trajectory
+from .types import StopReason, Trajectory
 
 Progress = Callable[[int, int], None]
 """Called with (finished episodes, all episodes)."""
@@ -26,6 +27,7 @@ class EpisodeResult:
         success (`bool`): the environment's own `won` where it gives one, otherwise a return of (at least) 1.
         steps (`int`): actions.
         invalid_actions (`int`): those that the environment did not understand.
+        stop_reason ([`StopReason`]): why it ended.
         error (`str`, *optional*): what went wrong; the other numbers then mean nothing.
     """
 
@@ -34,6 +36,7 @@ class EpisodeResult:
     success: bool = False
     steps: int = 0
     invalid_actions: int = 0
+    stop_reason: StopReason = StopReason.TERMINATED
     error: str | None = None
 
     @classmethod
@@ -45,6 +48,7 @@ class EpisodeResult:
             success=trajectory.success and not trajectory.failed,
             steps=trajectory.num_steps,
             invalid_actions=sum(not turn.action_valid for turn in trajectory.turns),
+            stop_reason=trajectory.stop_reason,
             error=trajectory.error,
         )
 
@@ -135,6 +139,8 @@ class EvaluationResult:
         mean_return ([`Estimate`], *optional*): with a bootstrap interval.
         mean_steps (`float`, *optional*): actions of an episode.
         invalid_action_rate (`float`, *optional*): share of actions that the environment did not understand.
+        stop_reasons (`Mapping[str, int]`): how many episodes ended why, errors included. Many `token_budget` say that
+            `max_episode_tokens` (less what `max_new_tokens` keeps free) is too small for these episodes.
         num_errors (`int`): episodes in which the environment, or the agent's plan, failed.
         steps_per_second (`float`): over `seconds`, what the agent, resets and the environment's start took included.
     """
@@ -145,6 +151,7 @@ class EvaluationResult:
     mean_return: Estimate | None
     mean_steps: float | None
     invalid_action_rate: float | None
+    stop_reasons: Mapping[str, int]
     num_errors: int
     steps_per_second: float
 
@@ -162,6 +169,7 @@ class EvaluationResult:
             mean_return=Estimate(mean(returns), *bootstrap_interval(returns)) if played else None,
             mean_steps=steps / len(played) if played else None,
             invalid_action_rate=sum(episode.invalid_actions for episode in played) / steps if steps else None,
+            stop_reasons=dict(Counter(episode.stop_reason.value for episode in episodes).most_common()),
             num_errors=len(episodes) - len(played),
             steps_per_second=sum(episode.steps for episode in episodes) / seconds if seconds > 0 else 0.0,
         )
@@ -172,7 +180,7 @@ class EvaluationResult:
             name: estimate._asdict() if estimate is not None else None
             for name, estimate in (("success", self.success), ("mean_return", self.mean_return))
         }
-        numbers = ("mean_steps", "invalid_action_rate", "num_errors", "steps_per_second", "seconds")
+        numbers = ("mean_steps", "invalid_action_rate", "stop_reasons", "num_errors", "steps_per_second", "seconds")
         return {
             "num_episodes": len(self.episodes),
             **estimates,
@@ -191,6 +199,7 @@ class EvaluationResult:
             ("invalid actions", _number(self.invalid_action_rate, ".1%"), ""),
             ("errors", f"{self.num_errors}", ""),
             ("steps/s, all included", f"{self.steps_per_second:.3g}", ""),
+            *((f"ended by {reason}", f"{count}", "") for reason, count in self.stop_reasons.items()),
         ]
         lines = [("", "mean", "95% interval"), *rows]
         widths = [max(len(line[column]) for line in lines) for column in range(3)]
