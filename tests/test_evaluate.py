@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import re
 import subprocess
@@ -357,7 +358,10 @@ class TestModelAgent:
 
 def run_example(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "examples" / "evaluate.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL, timeout=120)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}  # this checkout, whichever is installed
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL, timeout=120
+    )
 
 
 class TestExample:
