@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import CountingEnv, word_tokenizer
+from fakes import WORDS, CountingEnv, word_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -271,7 +271,7 @@ class TestFailures:
 @pytest.fixture(scope="module")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved policy with random weights, which can read and say everything in a small kitchen."""
-    tokenizer = word_tokenizer(kitchen.vocabulary(2, 2))
+    tokenizer = word_tokenizer([*kitchen.vocabulary(2, 2), *WORDS])
     folder = tmp_path_factory.mktemp("policy")
     build_policy(tokenizer, num_layers=1, hidden_size=16, num_heads=2).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -326,6 +326,17 @@ class TestModelAgent:
         result = self.play(policy_folder, max_episode_tokens=18)
         assert result.stop_reasons == {"token_budget": 6} and result.num_errors == 0
         assert "ended by token_budget" in result.table()
+
+    def test_a_system_prompt_is_read(self, policy_folder: Path) -> None:
+        def said(system_prompt: str | None) -> list[str]:
+            env = CountingEnv()
+            agent = ModelAgent.from_pretrained(
+                str(policy_folder), device="cpu", max_new_tokens=8, temperature=1.0, system_prompt=system_prompt
+            )
+            evaluate(agent, lambda: env, [{"seed": 0}], max_steps=3)
+            return env.actions[0]
+
+        assert said(None) == said(None) != said("order now")
 
     def test_a_prompt_that_does_not_fit_is_an_error(self, policy_folder: Path) -> None:
         result = self.play(policy_folder, max_episode_tokens=4)
