@@ -250,7 +250,8 @@ class TestGroups:
         other.begin_step("polite")
         with pytest.raises(WorkerFailure, match="SIGKILL"):
             one.result()
-        with pytest.raises(WorkerFailure, match="another environment of the same process took it down"):
+        # Whether the other's call still reached the process is a matter of luck.
+        with pytest.raises(WorkerFailure, match="SIGKILL"):
             other.result()
         assert episode(one, seed=5) == episode(PoliteEnv(), seed=5)
         with pytest.raises(WorkerFailure, match="took it down"):

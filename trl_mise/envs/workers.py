@@ -221,6 +221,7 @@ class _Worker:
         self._num_calls = 0
         self._waiting: dict[int, Any] = {}  # id of a call under way -> its reply, once there is one
         self._progress = 0.0  # when the last reply came
+        self._last_end = "closed"
 
     def start(self, number: int) -> int:
         """Makes sure that a process runs, for environment `number` among others, and tells which one it is."""
@@ -239,7 +240,7 @@ class _Worker:
         try:
             send(self._process.sock, {**request, "id": call.id}, timeout)
         except HungUp as error:
-            return replace(call, obstacle=self.fail(call, "crash", str(error)))
+            return replace(call, obstacle=self.fail(call, "crash", self._process.exit_status() or str(error)))
         except TypeError as error:
             raise ValueError(
                 f"{self._name}.{call.text} cannot be sent to a worker process ({error}); tasks may hold what JSON can"
@@ -282,6 +283,7 @@ class _Worker:
 
     def fail(self, call: _Call, kind: FailureKind, what: str, traceback: str = "") -> WorkerFailure:
         """Kills the process, and says what happened; the caller raises it."""
+        self._last_end = f"{kind}: {what}"
         wrote = traceback or (self._process.log_tail() if self._process is not None else "")
         self.kill()
         lines = "".join(f"\n    {line}" for line in wrote.strip().splitlines()[-15:])
@@ -291,7 +293,9 @@ class _Worker:
 
     def _taken_down(self, call: _Call) -> WorkerFailure:
         return WorkerFailure(
-            "crash", f"{self._name}.{call.text}: crash: another environment of the same process took it down"
+            "crash",
+            f"{self._name}.{call.text}: crash: another environment of the same process took it down "
+            f"({self._last_end})",
         )
 
     def close(self, number: int, life: int | None) -> None:
