@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from trainer_fakes import LetterEnv, largest_difference, make_trainer, tasks, weights
 from transformers import TrainerCallback
+from worker_envs import FaultyTaskEnv
 
 from trl_mise.envs.base import EnvironmentFailure
 from trl_mise.types import StopReason, Trajectory
@@ -138,3 +139,41 @@ def test_evaluation_stops_too(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, environment_factory=HopelessEnv, check_environment=False)
     with pytest.raises(EnvironmentFailure, match="4 of 4 episodes"):
         trainer.evaluate(tasks(4))
+
+
+@pytest.mark.parametrize("envs_per_worker", [1, 2])
+def test_worker_processes_that_die_hang_and_talk_nonsense(tmp_path: Path, envs_per_worker: int) -> None:
+    """Six of sixteen tasks end in a misdeed; the run ends normally, all are accounted for, and no process is left."""
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path,
+        environment_factory=FaultyTaskEnv,
+        callbacks=[recorder],
+        env_isolation="process",
+        env_timeout=3.0,
+        envs_per_worker=envs_per_worker,
+        max_env_error_rate=0.99,
+        num_envs=4,
+    )
+    processes: list[int] = []
+    collect = trainer.collect
+
+    def noted(*args: Any, **kwargs: Any) -> list[Trajectory]:
+        episodes = collect(*args, **kwargs)
+        workers = trainer._environments._workers._workers  # type: ignore[union-attr]
+        processes.extend(worker._process._popen.pid for worker in workers if worker._process is not None)
+        return episodes
+
+    trainer.collect = noted  # type: ignore[method-assign]
+    trainer.train()
+    records = [json.loads(line) for line in (tmp_path / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()]
+    failed = {record["seed"] for record in records if record["stop_reason"] == "env_error"}
+    misdeeds = {*FaultyTaskEnv.IN_STEP, *FaultyTaskEnv.IN_RESET}
+    assert len(records) == 16 and failed >= misdeeds
+    if envs_per_worker == 1:
+        assert failed == misdeeds
+    assert sorted(t.seed for update in recorder.updates for t in update.trajectories) == sorted(
+        set(range(16)) - failed
+    )
+    assert trainer.state.global_step == 2 and processes
+    assert not any(Path(f"/proc/{process}").exists() for process in processes)

@@ -31,6 +31,32 @@ WANTED = Product(
 GOAL = Goal(WANTED, ("waterproof", "hooded"), (("size", "large"), ("color", "red")), 40.0)
 
 
+TRAPS = (
+    "",
+    "\n",
+    " \t ",
+    "look. take all. buy now. click[buy now].",
+    "search[tea]\nclick[buy now]",
+    "click[buy now]\nclick[buy now]",
+    "click[features]. click[buy now]",
+    "save",
+    "restore",
+    "quit",
+    "restart",
+    "reset task",
+    "click[quit]",
+    "click[search]",
+    "x" * 10_000,
+    "click[" + "x" * 10_000 + "]",
+    "[" * 10_000,
+    "click[buy\x00now]",
+    "\x00\x07\x1b[2J\x7f",
+    "\N{ROLLING ON THE FLOOR LAUGHING}",
+    "click[\N{ROLLING ON THE FLOOR LAUGHING}]",
+    "<|im_end|>",
+)
+
+
 def play(env, row, policy, max_turns=30):
     """(observations, actions, rewards, infos) of one episode."""
     observation, info = env.reset(seed=row["seed"], options=row)
@@ -130,6 +156,25 @@ class TestActions:
                 break
             assert reward == 0 and "won" not in info
 
+    @pytest.mark.parametrize("action", TRAPS, ids=lambda action: ascii(action[:20]))
+    @pytest.mark.parametrize("page", ["search", "results", "item", "sub_page"])
+    def test_traps_change_nothing(self, action, page):
+        """What is dangerous or means something in other environments, and what no tokenizer expects."""
+        env = WebShopEnv(**SMALL_SHOP)
+        env.reset(seed=0)
+        while env.state.page != page:
+            env.step("click[features]" if env.state.page == "item" else expert_action(env))
+        state = env.state
+        before = env.step("nothing")[0]
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert (observation, reward, terminated, truncated) == (before, 0.0, False, False)
+        assert info["action_valid"] is False and env.state == state and "won" not in info
+
+    def test_a_chain_is_one_search_at_most(self):
+        """Brackets may stand in what is searched; the rest of the chain is searched for and never done."""
+        assert parse_action("search[tea]. click[buy now]") == ("search", "tea]. click[buy now")
+        assert parse_action("search[mug [blue]]") == ("search", "mug [blue]")
+
     def test_no_op_then_latched_end(self):
         env = WebShopEnv()
         first, _ = env.reset(seed=1)
@@ -198,6 +243,43 @@ class TestPages:
         env.step("click[< prev]")
         env.step(f"click[{asin}]")
         assert env.state.options == ()
+
+    def test_text_rich(self):
+        env = WebShopEnv(observation_mode="text_rich", show_instruction=False, **SMALL_SHOP)
+        start, info = env.reset(seed=0)
+        assert start == f"WebShop\nInstruction: \n{info['instruction']}\n[button] Search [button_]\n"
+        results = env.step(f"search[{env.goals[0].product.query}]")[0]
+        first, *_ = (env.shop.catalogue.by_asin[asin] for asin in env.state.results)
+        head = "[button] Back to Search [button_]\n"
+        assert results.startswith(
+            f"{head}Page 1 (Total results: 9)\n[button] Next > [button_]\n\n[button] {first.asin} [button_]\n"
+            f"{first.title}\n{first.price_tag}\n\n[button] "
+        )
+        (name, values), *_ = first.options
+        env.step(f"click[{first.asin}]")
+        item = env.step(f"click[{values[1]}]")[0]
+        marked = "".join(
+            f"  [clicked button] {value} [clicked button_]\n"
+            if value == values[1]
+            else f"  [button] {value} [button_]\n"
+            for value in values
+        )
+        assert item.startswith(f"You have clicked {values[1]}.\n{head}[button] < Prev [button_]\n{name}\n{marked}")
+        assert f"[clicked button] {first.asin} [clicked button_]" in env.step("click[< prev]")[0]
+        assert f"\n[button] {first.asin} [button_]" in results
+
+    def test_both_modes_have_the_same_episodes(self):
+        """Only what is shown differs."""
+        env, rich = WebShopEnv(**SMALL_SHOP), WebShopEnv(observation_mode="text_rich", **SMALL_SHOP)
+        rng = np.random.default_rng(0)
+        for seed in range(10):
+            env.reset(seed=seed), rich.reset(seed=seed)
+            for _ in range(10):
+                action = admissible_action(env, rng)
+                plain, marked = env.step(action), rich.step(action)
+                assert plain[1:4] == marked[1:4] and env.state == rich.state
+                if plain[2]:
+                    break
 
     def test_done_page(self):
         env = WebShopEnv(split="test")
@@ -331,10 +413,6 @@ class TestTasks:
     def test_bad_arguments(self, kwargs, message):
         with pytest.raises(ValueError, match=message):
             WebShopEnv(**kwargs)
-
-    def test_official_files_come_later(self):
-        with pytest.raises(NotImplementedError, match="later release"):
-            WebShopEnv(data_dir="data")
 
     def test_step_before_reset(self):
         with pytest.raises(RuntimeError, match="call reset"):

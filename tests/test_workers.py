@@ -319,7 +319,7 @@ class TestGroups:
         other.begin_step("polite")
         with pytest.raises(WorkerFailure, match="SIGKILL"):
             one.result()
-        with pytest.raises(WorkerFailure, match="of environment 0 took the process down"):
+        with pytest.raises(WorkerFailure, match=r"environment 0 took the process down \(crash: it was killed by SIGKILL"):
             other.result()
         assert episode(one, seed=5) == episode(PoliteEnv(), seed=5)
         with pytest.raises(WorkerFailure, match="took the process down"):

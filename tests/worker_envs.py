@@ -347,3 +347,25 @@ class ListingEnv(PoliteEnv):
 
     def actions(self) -> list[str]:
         raise RuntimeError("no list today")
+
+
+class FaultyTaskEnv(PoliteEnv):
+    """Speaks the words of `trainer_fakes`; some of its tasks end in a misdeed, at `reset` or in the second step."""
+
+    IN_STEP: Mapping[int, str] = {1: "die", 5: "sleep", 9: "raise", 12: "ten megabytes", 14: "surrogate"}
+    IN_RESET: Mapping[int, str] = {7: "die"}
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        self.task, self.said = seed, 0
+        if seed in self.IN_RESET:
+            return MISDEEDS[self.IN_RESET[seed]]()
+        return f"say {(seed or 0) % 6}", {"instruction": "task a"}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.said += 1
+        if self.said == 2 and self.task in self.IN_STEP:
+            return MISDEEDS[self.IN_STEP[self.task]]()
+        done = self.said == 3
+        return "more .", float(done and action[:1] == "a"), done, False, {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .chat import PromptFormat
-from .envs.base import EnvironmentFactory
+from .envs.base import EnvironmentFactory, EnvironmentFailure
 from .heads import backbone_hidden, lm_logits
 from .hindsight import HindsightReward
 from .packing import ScoringRow
@@ -105,6 +105,7 @@ def scripted_rollouts(
 
     Raises:
         ValueError: an action has more tokens than `limits.max_new_tokens`.
+        EnvironmentFailure: an environment failed.
     """
     env, rng = env_factory(), random.Random(f"script-{seed}")
     flat: list[bool] = []
@@ -123,6 +124,10 @@ def scripted_rollouts(
 
     trajectories = collect_rollouts(tasks, [env], generate, chat, limits)
     env.close()
+    failed = next((trajectory.error for trajectory in trajectories if trajectory.failed), None)
+    if failed is not None:
+        # A script has no use for the rest: its verdicts would belong to other steps.
+        raise EnvironmentFailure(f"scripted episodes: {failed}")
     words = iter(flat)
     judged = [() if judge is None else tuple(next(words) for _ in t.turns) for t in trajectories]
     return ScriptedEpisodes(trajectories, judged)

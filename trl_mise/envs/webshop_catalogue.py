@@ -1,15 +1,19 @@
 """The web shop's generated catalogue: products, goals and their split, all drawn from one seed."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 
+from .webshop_reward import purchase_reward, satisfies
 from .webshop_search import BM25Index
+from .webshop_wares import BRANDS, CATEGORIES, Category
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "dev"]
+GENERATED_SPLITS: tuple[Split, ...] = ("train", "test")
+"""Splits of the generated shop; only the official one has goals for development."""
 
 TEST_FRACTION = 0.2
 _PRICES = range(10, 90, 5)
@@ -18,115 +22,10 @@ _SPLIT_SEED = 20260411
 # Share of the products of a category that are made from another one by changing only one thing.
 _NEAR_DUPLICATE = 0.5
 
-_BRANDS = ("norvik", "altora", "mirel", "tundrix", "quillon", "bexley", "sorano", "veldt")
-_COLORS = ("black", "white", "blue", "red")
-_SIZES = ("small", "medium", "large", "xlarge")
-_PACKS = ("single", "double", "family", "bulk")
-_FINISHES = ("matte", "glossy", "brushed", "antique")
 
-
-@dataclass(frozen=True, slots=True)
-class Category:
-    """A kind of product: its word, its path in the shop, the attributes and options that its products choose from."""
-
-    name: str
-    path: tuple[str, ...]
-    attributes: tuple[str, ...]
-    options: tuple[tuple[str, tuple[str, ...]], ...]
-
-
-def _category(name: str, department: str, attributes: str, *options: tuple[str, tuple[str, ...]]) -> Category:
-    return Category(name, (department, name), tuple(attributes.split()), options)
-
-
-# Attribute words are shared between categories, so that a search by attribute alone drowns in other goods; no
-# attribute is part of another word, because the reward looks for attributes inside the product's text.
-CATEGORIES = (
-    _category(
-        "jacket",
-        "clothing",
-        "waterproof lightweight hooded quilted windproof padded fleece slim",
-        ("size", _SIZES),
-        ("color", _COLORS),
-    ),
-    _category(
-        "coffee",
-        "grocery",
-        "organic decaf roasted mild fairtrade ground instant arabica",
-        ("flavor", ("vanilla", "hazelnut", "caramel", "mocha")),
-        ("pack", _PACKS),
-    ),
-    _category(
-        "lamp",
-        "home",
-        "dimmable wireless wooden rechargeable adjustable ceramic modern vintage",
-        ("color", _COLORS),
-        ("finish", _FINISHES),
-    ),
-    _category(
-        "backpack",
-        "luggage",
-        "waterproof vegan foldable lightweight padded hiking leather wheeled",
-        ("size", _SIZES),
-        ("color", _COLORS),
-    ),
-    _category(
-        "shampoo",
-        "beauty",
-        "organic vegan moisturizing clarifying volumizing gentle soapless fairtrade",
-        ("scent", ("lavender", "coconut", "citrus", "rose")),
-        ("pack", _PACKS),
-    ),
-    _category(
-        "blanket",
-        "home",
-        "washable fleece quilted woven weighted heated lightweight cooling",
-        ("size", ("twin", "full", "queen", "king")),
-        ("color", _COLORS),
-    ),
-    _category(
-        "cookies",
-        "grocery",
-        "organic vegan crunchy chewy sugarfree handmade glutenfree fairtrade",
-        ("flavor", ("chocolate", "oatmeal", "almond", "raisin")),
-        ("pack", _PACKS),
-    ),
-    _category(
-        "sneakers",
-        "clothing",
-        "breathable waterproof cushioned leather vegan lightweight wide grippy",
-        ("size", ("7", "8", "9", "10")),
-        ("color", _COLORS),
-    ),
-    _category(
-        "headphones",
-        "electronics",
-        "wireless foldable rechargeable adjustable lightweight cushioned waterproof studio",
-        ("color", _COLORS),
-        ("finish", _FINISHES),
-    ),
-    _category(
-        "rug",
-        "home",
-        "washable woven handmade shaggy braided modern vintage nonslip",
-        ("size", _SIZES),
-        ("color", _COLORS),
-    ),
-    _category(
-        "bottle",
-        "sports",
-        "insulated leakproof foldable steel glass lightweight washable hiking",
-        ("color", _COLORS),
-        ("lid", ("straw", "flip", "screw", "spout")),
-    ),
-    _category(
-        "tea",
-        "grocery",
-        "organic decaf herbal loose fairtrade smoky floral instant",
-        ("flavor", ("ginger", "lemon", "mint", "peach")),
-        ("pack", _PACKS),
-    ),
-)
+def fold(text: str) -> str:
+    """Lower case, with single spaces: how texts are compared with what is clicked."""
+    return " ".join(text.lower().split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +52,31 @@ class Product:
         """The text that the search index sees: title, description, first bullet, options."""
         values = (value for _, choices in self.options for value in choices)
         return " ".join((self.title, self.description, *self.bullets[:1], *values))
+
+    @property
+    def detailed_query(self) -> str:
+        """A search that should find this very product."""
+        return self.document.replace(",", "")
+
+    @property
+    def price_tag(self) -> str:
+        """The price as pages show it."""
+        return f"${self.price:.2f}"
+
+    @property
+    def rating(self) -> str:
+        """The average rating as pages show it."""
+        return "N.A."
+
+    @property
+    def reviews(self) -> tuple[tuple[str, str, str], ...]:
+        """(title, score, text) of each review."""
+        return ()
+
+    def find_option(self, target: str) -> tuple[str, str] | None:
+        """The (option, value) that a click on `target` chooses; of equal values the last, as in the official shop."""
+        pairs = [(name, value) for name, choices in self.options for value in choices if fold(value) == fold(target)]
+        return pairs[-1] if pairs else None
 
     def option_name(self, value: str) -> str | None:
         """The option that `value` belongs to; None where the product does not offer it."""
@@ -220,6 +144,22 @@ class CatalogueSpec:
                 raise ValueError(f"{field.name} must be between {low} and {high}, got {value}; change {field.name}=")
 
 
+class ShopCatalogue(Protocol):
+    """What pages and policies need of a catalogue, generated or official; see [`Catalogue`]."""
+
+    @property
+    def products(self) -> tuple[Product, ...]: ...
+    @property
+    def by_asin(self) -> Mapping[str, Product]: ...
+    @property
+    def goals(self) -> Mapping[Split, Sequence[Goal]]: ...
+    def search(self, query: str, limit: int) -> tuple[str, ...]: ...
+    def draw_goal(self, split: Split, rng: np.random.Generator) -> int: ...
+    def purchase_reward(self, product: Product, options: Mapping[str, str], goal: Goal) -> float: ...
+    def choices(self, product: Product, goal: Goal) -> tuple[tuple[str, str], ...]: ...
+    def satisfies(self, product: Product, goal: Goal) -> bool: ...
+
+
 class Catalogue:
     """Products, their search index, and the goals of each split. Read only: many environments share one."""
 
@@ -243,6 +183,22 @@ class Catalogue:
         """ASINs of the best products, best first."""
         return tuple(self.products[i].asin for i in self.index.rank(query, limit))
 
+    def draw_goal(self, split: Split, rng: np.random.Generator) -> int:
+        """Index of a goal of the split."""
+        return int(rng.integers(len(self.goals[split])))
+
+    def purchase_reward(self, product: Product, options: Mapping[str, str], goal: Goal) -> float:
+        """Reward of buying `product` with the chosen `options`."""
+        return purchase_reward(product, options, goal)
+
+    def choices(self, product: Product, goal: Goal) -> tuple[tuple[str, str], ...]:
+        """The (option, value) pairs of the goal that the product offers."""
+        return tuple((name, value) for name, value in goal.options if product.option_name(value))
+
+    def satisfies(self, product: Product, goal: Goal) -> bool:
+        """True if the product, with the right options chosen, earns the full reward."""
+        return satisfies(product, goal)
+
 
 @functools.lru_cache(maxsize=8)
 def build_catalogue(spec: CatalogueSpec) -> Catalogue:
@@ -250,12 +206,13 @@ def build_catalogue(spec: CatalogueSpec) -> Catalogue:
     return Catalogue(spec)
 
 
-def check_split(split: str) -> Split:
+def check_split(split: str, known: tuple[Split, ...] = GENERATED_SPLITS) -> Split:
     """Refuses a split that does not exist."""
-    for known in get_args(Split):
-        if split == known:
-            return known
-    raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
+    for name in known:
+        if split == name:
+            return name
+    hint = "; the generated shop has no dev split, the official files have" if split == "dev" else ""
+    raise ValueError(f"split must be one of {known}, got {split!r}{hint}")
 
 
 def _make_products(spec: CatalogueSpec, rng: np.random.Generator) -> tuple[Product, ...]:
@@ -279,7 +236,7 @@ def _make_products(spec: CatalogueSpec, rng: np.random.Generator) -> tuple[Produ
             for name, values in category.options[: spec.options_per_product]
         )
         asin = f"b{asins[number]:04d}"
-        products.append(_product(asin, category, str(rng.choice(_BRANDS)), attributes, options, price, spec))
+        products.append(_product(asin, category, str(rng.choice(BRANDS)), attributes, options, price, spec))
         if not is_duplicate:
             siblings.append(products[-1])
     return tuple(products)

@@ -8,9 +8,9 @@ import random
 import numpy as np
 
 from .webshop import WebShopEnv
-from .webshop_catalogue import Goal
+from .webshop_catalogue import Goal, Product, fold
 from .webshop_pages import BACK, BUY, NEXT, PREV, Shop, ShopState
-from .webshop_reward import is_full, purchase_reward, satisfies
+from .webshop_reward import is_full
 
 _FAR = 100
 
@@ -48,7 +48,7 @@ def hasty_action(
         missing = _missing_options(env.shop, state, goal)
         if missing and rng.random() < p_skip:
             return _click(BUY)
-        if not satisfies(env.shop.product(state), goal) and rng.random() < p_keep:
+        if not _is_right(env.shop, env.shop.product(state), goal) and rng.random() < p_keep:
             return f"click[{missing[0]}]" if missing else _click(BUY)
     return expert_action(env)
 
@@ -70,7 +70,7 @@ def _distance(shop: Shop, state: ShopState, goal: Goal) -> int:
     """Steps that the expert needs to a full reward; `_FAR` after a wrong purchase."""
     for steps in range(_FAR):
         if state.page == "done":
-            bought = purchase_reward(shop.product(state), dict(state.options), goal)
+            bought = shop.catalogue.purchase_reward(shop.product(state), dict(state.options), goal)
             return steps if is_full(bought) else _FAR
         following = shop.next_state(state, _expert(shop, state, goal))
         assert following is not None, f"the expert's action means nothing on {state}"
@@ -84,7 +84,7 @@ def _expert(shop: Shop, state: ShopState, goal: Goal) -> str:
     if state.page == "results":
         return _expert_on_results(shop, state, goal)
     if state.page == "item":
-        if not satisfies(shop.product(state), goal):
+        if not _is_right(shop, shop.product(state), goal):
             return _click(PREV)
         missing = _missing_options(shop, state, goal)
         return f"click[{missing[0]}]" if missing else _click(BUY)
@@ -93,31 +93,45 @@ def _expert(shop: Shop, state: ShopState, goal: Goal) -> str:
 
 def _expert_on_results(shop: Shop, state: ShopState, goal: Goal) -> str:
     """Clicks the best result that satisfies the goal, or turns to its page; back to the search where there is none."""
-    rank = next((i for i, asin in enumerate(state.results) if satisfies(shop.catalogue.by_asin[asin], goal)), None)
+    found = [shop.catalogue.by_asin[asin] for asin in state.results]
+    satisfying = (rank for rank, product in enumerate(found) if shop.catalogue.satisfies(product, goal))
+    rank = next(satisfying, next((rank for rank, product in enumerate(found) if _is_goals(product, goal)), None))
     if rank is None:
         return _click(BACK)
     page = rank // shop.layout.results_per_page + 1
     if page == state.results_page:
-        return f"click[{state.results[rank]}]"
+        return f"click[{fold(state.results[rank])}]"
     return _click(NEXT if page > state.results_page else PREV)
 
 
 def _expert_query(shop: Shop, goal: Goal) -> str:
     """The goal's attributes and category; where that finds nothing right, more words of the goal or of its product."""
-    plain = " ".join((*goal.attributes, goal.product.query))
-    options = " ".join((plain, *(value for _, value in goal.options)))
+    plain = fold(" ".join((*goal.attributes, goal.product.query)))
+    options = fold(" ".join((plain, *(value for _, value in goal.options))))
     for query in (plain, options):
         found = shop.catalogue.search(query, shop.layout.max_results)
-        if any(satisfies(shop.catalogue.by_asin[asin], goal) for asin in found):
+        if any(shop.catalogue.satisfies(shop.catalogue.by_asin[asin], goal) for asin in found):
             return query
-    return goal.product.document.replace(",", "")
+    return goal.product.detailed_query
+
+
+def _is_right(shop: Shop, product: Product, goal: Goal) -> bool:
+    """Worth buying: it satisfies the goal, or it is what the goal was made from.
+
+    In the generated shop the latter always satisfies it; official goals may ask for what no product has.
+    """
+    return _is_goals(product, goal) or shop.catalogue.satisfies(product, goal)
+
+
+def _is_goals(product: Product, goal: Goal) -> bool:
+    return product.asin == goal.product.asin
 
 
 def _missing_options(shop: Shop, state: ShopState, goal: Goal) -> list[str]:
     """Values of the goal that the product offers and that are not chosen yet."""
     chosen = dict(state.options)
-    product = shop.product(state)
-    return [value for name, value in goal.options if product.option_name(value) and chosen.get(name) != value]
+    wanted = shop.catalogue.choices(shop.product(state), goal)
+    return [value for name, value in wanted if chosen.get(name) != value]
 
 
 def _click(button: str) -> str:

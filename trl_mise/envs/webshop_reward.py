@@ -1,8 +1,12 @@
 """The web shop's reward of a purchase: the official formula."""
 
-from collections.abc import Mapping
+from __future__ import annotations  # the catalogue imports this module
 
-from .webshop_catalogue import Goal, Product
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .webshop_catalogue import Goal, Product
 
 
 def type_reward(bought: Product, wanted: Product) -> float:

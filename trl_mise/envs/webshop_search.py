@@ -21,7 +21,8 @@ class BM25Index:
 
     with f the count of t in d, n_t the number of documents with t, and score(q, d) the sum of w(t, d) over the query's
     terms, with repetition. The factor (k1 + 1) of the textbook is left out as in Lucene: it does not change the order.
-    Lucene's one-byte quantisation of |d| and its stemming are not done here.
+    Lucene's one-byte quantisation of |d| and its stemming are not done here: this is the search of the generated shop,
+    which results were measured on; that of the official files is `webshop_lucene.LuceneIndex`.
 
     Args:
         documents (`Sequence[str]`): N texts.

@@ -131,7 +131,7 @@ class Worker:
         """Kills the process because of this call, which fails, and so do all others that wait for it."""
         process = self._process if call.life == self._life else None  # an old reply must not harm a new process
         if process is not None:
-            self.kill(f"{call.text} of environment {call.request['env']} took the process down ({kind})")
+            self.kill(f"{call.text} of environment {call.request['env']} took the process down ({kind}: {what[:200]})")
         wrote = traceback or (process.last_words() if process is not None else "")
         lines = "".join(f"\n    {line}" for line in wrote.strip().splitlines()[-_SHOWN_LINES:])
         call.failure = self._failure(call, kind, what + (f"; the process wrote:{lines}" if lines else ""))
