@@ -249,6 +249,23 @@ class TestAsOthers:
             assert episode(env, seed=1) == episode(PoliteEnv(), seed=1)
         traces.assert_gone()
 
+    def test_waiting_can_be_interrupted(self, workers: Callable[..., EnvironmentWorkers]) -> None:
+        """As by a user in a notebook, who then evaluates with the same environments."""
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        env = workers(timeout=1e6)()
+        env.reset(seed=0)
+        env.begin_step("sleep")
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            env.result()
+        signal.signal(signal.SIGALRM, before)
+        with watchdog(20):
+            assert episode(env, seed=1) == episode(PoliteEnv(), seed=1)
+
     @pytest.mark.parametrize("action", ["polite", "a long page"])
     def test_nothing_is_late_because_nobody_looked(
         self, workers: Callable[..., EnvironmentWorkers], action: str
@@ -319,7 +336,9 @@ class TestGroups:
         other.begin_step("polite")
         with pytest.raises(WorkerFailure, match="SIGKILL"):
             one.result()
-        with pytest.raises(WorkerFailure, match=r"environment 0 took the process down \(crash: it was killed by SIGKILL"):
+        with pytest.raises(
+            WorkerFailure, match=r"environment 0 took the process down \(crash: it was killed by SIGKILL"
+        ):
             other.result()
         assert episode(one, seed=5) == episode(PoliteEnv(), seed=5)
         with pytest.raises(WorkerFailure, match="took the process down"):

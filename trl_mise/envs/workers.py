@@ -129,10 +129,15 @@ class WorkerEnv:
         Raises:
             WorkerFailure: there is none.
         """
-        call, self._call = self._call, None
+        call = self._call
         if call is None:
             raise RuntimeError("result() was called, but no begin_reset or begin_step before it")
-        answer = self._worker.finish(call)
+        try:
+            answer = self._worker.finish(call)
+        except WorkerFailure:  # and nothing else: a call whose waiting was interrupted is still under way
+            self._call = None
+            raise
+        self._call = None
         if call.request["call"] == "reset":
             reset = self._checked(call, checked_reset, ("observation", "info"), answer)
             return reset.observation, self._with_listing(reset.info)
