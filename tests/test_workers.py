@@ -441,6 +441,17 @@ class TestPool:
         assert pool.take(1)[0].reset(seed=3)[0] == "seed 3 count 0"
         pool.close()
 
+    def test_an_environment_that_exits_does_not_take_this_process_along(self) -> None:
+        pool = EnvironmentPool(HostileEnv, isolation="none")
+        (env,) = pool.take(1)
+        env.reset(seed=0)
+        with pytest.raises(EnvironmentFailure, match=r"called exit\(\) \(SystemExit: 0\)"):
+            env.step("exit")
+        with pytest.raises(EnvironmentFailure, match=r"called exit\(\)"):
+            env.reset(seed=0, options={"on_reset": "exit"})
+        assert env.reset(seed=1)[0] == "seed 1 count 0"
+        pool.close()
+
 
 class TestAnswers:
     def test_what_is_right_becomes_plain(self) -> None:
