@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trl_mise.envs.base import EnvironmentFailure
+
 
 class PoliteEnv:
     """Counts; the seed is in every observation. `info` has what cannot travel as it is."""
@@ -58,6 +60,10 @@ class HostileEnv(PoliteEnv):
 
 def _raise() -> Any:
     raise ValueError("lost the thread")
+
+
+def _say_that_it_failed() -> Any:
+    raise EnvironmentFailure("the game server is gone")
 
 
 def _sleep() -> Any:
@@ -133,6 +139,7 @@ def _answer(observation: Any, reward: Any = 0.0, terminated: Any = False, info: 
 
 MISDEEDS: dict[str, Any] = {
     "raise": _raise,
+    "own failure": _say_that_it_failed,
     "sleep": _sleep,
     "spin": _spin,
     "die": _die,
@@ -159,7 +166,7 @@ MISDEEDS: dict[str, Any] = {
 KINDS = {
     "crash": {"die", "hard exit", "orphan and die", "close everything"},
     "timeout": {"sleep", "spin", "orphan and sleep"},
-    "exception": {"raise", "exit", "recurse", "no memory", "shout"},
+    "exception": {"raise", "own failure", "exit", "recurse", "no memory", "shout"},
     "garbage": {
         *("scribble", "announce much", "ten megabytes", "surrogate", "bytes", "no observation", "nan"),
         *("text reward", "no flag", "list info", "not a tuple"),

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from .answers import ResetAnswer, StepAnswer, checked_reset, checked_step
-from .base import EnvironmentFailure, TextEnv
+from .answers import InvalidAnswer, ResetAnswer, StepAnswer, checked_reset, checked_step
+from .base import TextEnv
 from .worker_wire import WireError, receive, send
 
 _PLAIN = (str, bool, int, float, type(None))
@@ -37,8 +37,8 @@ def serve(wire_fd: int, lifeline_fd: int) -> None:
             try:
                 host = host or _Host(_load_factory(greeting))
                 answer = host.answer(request)
-            except EnvironmentFailure as error:
-                answer = {"error": str(error), "kind": "garbage" if error.__cause__ is None else "exception"}
+            except InvalidAnswer as error:
+                answer = {"error": str(error), "kind": "garbage"}
             except BaseException as error:  # an environment may as well call sys.exit
                 answer = {"error": _in_short(error), "kind": "exception", "traceback": _tail(traceback.format_exc())}
             send(sock, {"id": request["id"], **answer})

@@ -21,6 +21,12 @@ _POLL_SECONDS = 0.5
 _START_SECONDS = 60.0
 
 
+def child_environment(**variables: str) -> dict[str, str]:
+    """Environment variables of an interpreter that finds the modules that this one finds."""
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return {**os.environ, "PYTHONPATH": paths, **variables}
+
+
 class WorkerProcess:
     """An interpreter of its own: process group, working directory, a socket, and a file that takes what it prints."""
 
@@ -29,13 +35,12 @@ class WorkerProcess:
         self._log = tempfile.TemporaryFile("ab+", buffering=0)  # noqa: SIM115 (open as long as the process)
         self.sock, theirs = socket.socketpair()
         lifeline, ours = os.pipe()
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         command = f"from trl_mise.envs.worker_main import serve; serve({theirs.fileno()}, {lifeline})"
         try:
             popen = subprocess.Popen(
                 [sys.executable, "-c", command],
                 cwd=directory,
-                env={**os.environ, "PYTHONPATH": paths, "TMPDIR": directory},
+                env=child_environment(TMPDIR=directory),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,

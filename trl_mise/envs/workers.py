@@ -11,11 +11,11 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from .answers import checked_reset, checked_step
+from .answers import InvalidAnswer, ResetAnswer, StepAnswer, checked_reset, checked_step
 from .base import EnvironmentFactory, EnvironmentFailure
 from .worker_process import WorkerProcess
 from .worker_wire import HungUp, WireError, receive, send
@@ -25,7 +25,6 @@ FailureKind = Literal["crash", "timeout", "exception", "garbage"]
 DEFAULT_RESET_TIMEOUT = 120.0
 _CLOSE_SECONDS = 5.0
 _MESSAGE_SECONDS = 2.0
-_STEP_FIELDS = ("observation", "reward", "terminated", "truncated", "info")
 
 
 class WorkerFailure(EnvironmentFailure):
@@ -44,9 +43,7 @@ class WorkerFailure(EnvironmentFailure):
 
 def needs_process(factory: EnvironmentFactory) -> bool:
     """Whether what `factory` makes asks for a process of its own: its class has `needs_process = True`."""
-    while isinstance(factory, functools.partial):
-        factory = factory.func
-    return bool(getattr(factory, "needs_process", False))
+    return bool(getattr(_behind_partials(factory), "needs_process", False))
 
 
 class EnvironmentWorkers:
@@ -148,9 +145,9 @@ class WorkerEnv:
             raise RuntimeError("result() was called, but no begin_reset or begin_step before it")
         answer = self._worker.finish(call)
         if call.request["call"] == "reset":
-            reset = self._checked(call, checked_reset, ("observation", "info"), answer)
+            reset = self._checked(call, checked_reset, ResetAnswer, answer)
             return reset.observation, self._with_listing(reset.info)
-        step = self._checked(call, checked_step, _STEP_FIELDS, answer)
+        step = self._checked(call, checked_step, StepAnswer, answer)
         return step.observation, step.reward, step.terminated, step.truncated, self._with_listing(step.info)
 
     def close(self) -> None:
@@ -163,12 +160,14 @@ class WorkerEnv:
             raise RuntimeError("WorkerEnv.step was called before reset; call reset() first")
         return self._worker.begin({**request, "env": self._number}, self._life, timeout)
 
-    def _checked(self, call: "_Call", check: Callable[[Any], Any], names: Sequence[str], reply: Any) -> Any:
+    def _checked(self, call: "_Call", check: Callable[[Any], Any], kind: type, reply: Any) -> Any:
         """The answer once more: who wrote it is not known."""
         found = reply.get("answer")
         try:
-            answer = check(tuple(found.get(name) for name in names) if isinstance(found, dict) else found)
-        except EnvironmentFailure as error:
+            answer = check(
+                tuple(found.get(field.name) for field in fields(kind)) if isinstance(found, dict) else found
+            )
+        except InvalidAnswer as error:
             raise self._worker.fail(call, "garbage", str(error)) from None
         self._num_answers += 1
         return answer
@@ -316,9 +315,14 @@ class _Worker:
 
 
 def _name_of(factory: EnvironmentFactory) -> str:
+    made_by = _behind_partials(factory)
+    return getattr(made_by, "__qualname__", type(made_by).__qualname__)
+
+
+def _behind_partials(factory: EnvironmentFactory) -> EnvironmentFactory:
     while isinstance(factory, functools.partial):
         factory = factory.func
-    return getattr(factory, "__qualname__", type(factory).__qualname__)
+    return factory
 
 
 def _greeting(factory: EnvironmentFactory, name: str) -> dict[str, Any]:
