@@ -29,6 +29,7 @@ LAYERS = {
             "types",
             "chat",
             "history",
+            "cache",
             "compression",
             "evaluation",
             "agents",

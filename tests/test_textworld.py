@@ -23,10 +23,10 @@ from trl_mise.envs.textworld import (  # noqa: E402
     TextWorldEnv,
     expert_action,
     make_tasks,
-    split_words,
     vocabulary,
 )
 from trl_mise.envs.textworld_games import GameSpec, game_file  # noqa: E402
+from trl_mise.envs.vocabulary import split_words  # noqa: E402
 
 EASY = "tw-cooking-recipe1+take1+cook+cut+go1"
 FULL = "tw-cooking-recipe3+take2+cook+cut+open+drop+go9"

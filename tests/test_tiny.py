@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trl_mise.cache import CACHE_VARIABLE
 from trl_mise.chat import ChatFormat
 from trl_mise.envs import kitchen
 from trl_mise.hindsight import HindsightReward
 from trl_mise.recipes import HINDSIGHT_PROMPT, KitchenBase, KitchenRecipe, ShortOrders, kitchen_recipe
 from trl_mise.rollout import RolloutLimits, collect_rollouts
-from trl_mise.tiny import CACHE_VARIABLE, MemoisedFormat, build_policy, build_tokenizer, cache_path, cached
+from trl_mise.tiny import MemoisedFormat, build_policy, build_tokenizer, cache_path, cached
 from trl_mise.types import StopReason
 from trl_mise.warm_start import (
     Phase,

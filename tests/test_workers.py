@@ -25,7 +25,7 @@ from worker_envs import (
 )
 from worker_traces import Traces, episode, tidy_workers, watchdog
 
-from trl_mise.envs.base import BackgroundEnv, admissible_actions
+from trl_mise.envs.base import BackgroundEnv, EnvironmentFailure, admissible_actions
 from trl_mise.envs.check import check_env
 from trl_mise.envs.kitchen import KitchenEnv
 from trl_mise.envs.pool import EnvironmentPool
@@ -413,4 +413,15 @@ class TestPool:
         pool.close()
         pool.close()
         assert pool.take(1)[0].reset(seed=3)[0] == "seed 3 count 0"
+        pool.close()
+
+    def test_an_environment_that_exits_does_not_take_this_process_along(self) -> None:
+        pool = EnvironmentPool(HostileEnv, isolation="none")
+        (env,) = pool.take(1)
+        env.reset(seed=0)
+        with pytest.raises(EnvironmentFailure, match=r"called exit\(\) \(SystemExit: 0\)"):
+            env.step("exit")
+        with pytest.raises(EnvironmentFailure, match=r"called exit\(\)"):
+            env.reset(seed=0, options={"on_reset": "exit"})
+        assert env.reset(seed=1)[0] == "seed 1 count 0"
         pool.close()

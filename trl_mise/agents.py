@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .envs.answers import StepAnswer, checked_reset, checked_step
+from .envs.answers import checked_reset, checked_step
 from .envs.base import EnvironmentFactory, EnvironmentFailure, TextEnv, admissible_actions
 from .evaluation import EpisodeResult, Progress
-from .types import StopReason
+from .rollout import stop_reason
+from .types import StopReason, is_success
 
 PLAIN_ACTIONS = ("look", "inventory", "wait")
 """What a random agent says where the environment lists no actions."""
@@ -67,8 +68,8 @@ class StepAgent(ABC):
         try:
             seed = task.get("seed")
             info = checked_reset(env.reset(seed=None if seed is None else int(seed), options=task)).info
-            stop_reason: StopReason | None = None
-            while stop_reason is None and steps < max_steps:
+            stopped: StopReason | None = None
+            while stopped is None:
                 where = f"choosing action {steps + 1}"
                 action = self.act(env, info, rng)
                 where = f"step {steps + 1}, action {action!r:.60}"
@@ -76,12 +77,12 @@ class StepAgent(ABC):
                 steps, total, info = steps + 1, total + answer.reward, answer.info
                 invalid += not info.get("action_valid", True)
                 won = info.get("won", won)
-                stop_reason = _stop_reason(answer)
+                stopped = stop_reason(answer, steps, max_steps)
         except Exception as error:  # the next episode has its own chance
             message = f"task {dict(task)!r}, {where}: {type(error).__name__}: {error}"
             return EpisodeResult(task, steps=steps, stop_reason=StopReason.ENV_ERROR, error=message)
-        success = bool(won) if won is not None else total >= 1.0 - 1e-6
-        return EpisodeResult(task, total, success, steps, invalid, stop_reason or StopReason.MAX_TURNS)
+        success = is_success(None if won is None else bool(won), total)
+        return EpisodeResult(task, total, success, steps, invalid, stopped)
 
 
 class RandomAgent(StepAgent):
@@ -113,12 +114,6 @@ class ExpertAgent(StepAgent):
 
     def act(self, env: Any, info: Mapping[str, Any], rng: random.Random) -> str:
         return self.expert_action(env)
-
-
-def _stop_reason(answer: StepAnswer) -> StopReason | None:
-    if answer.terminated:
-        return StopReason.TERMINATED
-    return StopReason.ENV_TRUNCATED if answer.truncated else None
 
 
 def _made(factory: EnvironmentFactory) -> TextEnv:

@@ -42,6 +42,11 @@ def text_config(model: nn.Module) -> Any:
     return unwrap_causal_lm(model).config.get_text_config()
 
 
+def context_limit(model: nn.Module, at_most: int) -> int:
+    """`at_most`, or the model's `max_position_embeddings` where that is less; not every family has it."""
+    return min(at_most, getattr(text_config(model), "max_position_embeddings", None) or at_most)
+
+
 def backbone_hidden(
     model: nn.Module,
     input_ids: torch.Tensor,

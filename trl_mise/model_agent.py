@@ -14,7 +14,7 @@ from .envs.base import EnvironmentFactory
 from .envs.pool import EnvironmentPool, Isolation
 from .evaluation import EpisodeResult, Progress
 from .generation import Sampling
-from .heads import text_config
+from .heads import context_limit
 from .rollout import RolloutLimits, collect_rollouts
 
 
@@ -72,10 +72,8 @@ class ModelAgent:
     ) -> list[EpisodeResult]:
         """One episode per task, `num_envs` of them side by side."""
         chat = ChatFormat(self.tokenizer, self.system_prompt)
-        longest = getattr(text_config(self.model), "max_position_embeddings", None) or self.max_episode_tokens
-        limits = RolloutLimits(
-            max_steps, self.max_new_tokens, min(self.max_episode_tokens, longest), self.history_window
-        )
+        longest = context_limit(self.model, self.max_episode_tokens)
+        limits = RolloutLimits(max_steps, self.max_new_tokens, longest, self.history_window)
         sampling = Sampling(self.temperature, self.max_new_tokens, chat.stop_token_ids, batch_size=self.num_envs)
         if self.temperature > 0:
             torch.manual_seed(self.seed)

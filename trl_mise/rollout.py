@@ -71,9 +71,8 @@ class _Episode:
 
     def fail(self, call: str, error: Exception) -> None:
         self.stop_reason = StopReason.ENV_ERROR
-        self.error = f"task {dict(self.task)!r}, {call}: {error}"
-        if not isinstance(error, EnvironmentFailure):
-            self.error = f"task {dict(self.task)!r}, {call}: {type(error).__name__}: {error}"
+        said = str(error) if isinstance(error, EnvironmentFailure) else f"{type(error).__name__}: {error}"
+        self.error = f"task {dict(self.task)!r}, {call}: {said}"
         logger.warning("the environment failed, its episode is left out: %s", self.error)
 
     def freeze(self) -> Trajectory:
@@ -233,7 +232,7 @@ def _observe(episode: _Episode, turn: Turn, answer: StepAnswer, chat: PromptForm
     """Books the environment's answer; the episode goes on if it has not ended and is within its limits."""
     valid = bool(answer.info.get("action_valid", True))
     episode.observation = answer.observation
-    episode.stop_reason = _stop_reason(answer, len(episode.turns) + 1, limits)
+    episode.stop_reason = stop_reason(answer, len(episode.turns) + 1, limits.max_turns)
     if answer.info.get("won") is not None:
         episode.won = bool(answer.info["won"])
     answered = _append_result(episode, replace(turn, reward=answer.reward, action_valid=valid), chat, limits)
@@ -243,12 +242,13 @@ def _observe(episode: _Episode, turn: Turn, answer: StepAnswer, chat: PromptForm
         episode.stop_reason = episode.stop_reason or StopReason.TOKEN_BUDGET
 
 
-def _stop_reason(answer: StepAnswer, num_turns: int, limits: RolloutLimits) -> StopReason | None:
+def stop_reason(answer: StepAnswer, num_turns: int, max_turns: int) -> StopReason | None:
+    """Why an episode ends after its `num_turns`-th answer, `None` if it goes on."""
     if answer.terminated:
         return StopReason.TERMINATED
     if answer.truncated:
         return StopReason.ENV_TRUNCATED
-    return StopReason.MAX_TURNS if num_turns >= limits.max_turns else None
+    return StopReason.MAX_TURNS if num_turns >= max_turns else None
 
 
 def _append_result(episode: _Episode, turn: Turn, chat: PromptFormat, limits: RolloutLimits) -> Turn:

@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -22,6 +20,7 @@ from tokenizers.pre_tokenizers import PreTokenizer, Split, WhitespaceSplit
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .cache import cache_root, staged
 from .chat import ChatFormat
 
 UNK, PAD, USER, ASSISTANT, END = "<unk>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -38,7 +37,6 @@ CHAT_TEMPLATE = (
     f"{{% if add_generation_prompt %}}{ASSISTANT}{{% endif %}}"
 )
 
-CACHE_VARIABLE = "TRL_MISE_CACHE"
 FORMAT_VERSION = 1
 """Part of every cache key; raise it when the same recipe builds another model."""
 
@@ -154,9 +152,8 @@ def cached(
 
 def cache_path(recipe: Recipe, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where [`cached`] keeps the recipe's result."""
-    chosen = cache_dir or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "trl-mise"
     digest = hashlib.sha256(_describe(recipe).encode()).hexdigest()[:16]
-    return Path(chosen).expanduser() / f"{type(recipe).__name__}-{digest}"
+    return cache_root(cache_dir) / f"{type(recipe).__name__}-{digest}"
 
 
 def _describe(recipe: Recipe) -> str:
@@ -165,19 +162,15 @@ def _describe(recipe: Recipe) -> str:
 
 
 def _save(folder: Path, recipe: Recipe, model: Any, tokenizer: Any) -> None:
-    """All or nothing: written beside its place and renamed, so that a run that dies leaves no half a model."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    """All or nothing."""
     try:
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        (staging / "recipe.json").write_text(_describe(recipe) + "\n", encoding="utf-8")
-        staging.rename(folder)
+        with staged(folder, folder.is_dir) as staging:
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            (staging / "recipe.json").write_text(_describe(recipe) + "\n", encoding="utf-8")
     except OSError:
         if not folder.is_dir():  # otherwise another process was faster, with the same result
             raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 class MemoisedFormat(ChatFormat):

@@ -27,7 +27,7 @@ from .envs.base import EnvironmentFactory, EnvironmentFailure
 from .envs.check import check_env
 from .envs.pool import EnvironmentPool
 from .generation import Sampling
-from .heads import eval_mode, text_config
+from .heads import context_limit, eval_mode, text_config
 from .hindsight import HindsightReward
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
@@ -367,11 +367,10 @@ class MISETrainer(RepairedPPOTrainer):
 
     def _limits(self) -> RolloutLimits:
         args = self.args
-        longest = getattr(text_config(self.policy), "max_position_embeddings", None) or args.max_episode_tokens
         return RolloutLimits(
             args.max_turns,
             args.max_new_tokens or args.response_length,
-            min(args.max_episode_tokens, longest),
+            context_limit(self.policy, args.max_episode_tokens),
             args.history_window,
         )
 

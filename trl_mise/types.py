@@ -27,6 +27,11 @@ class StopReason(str, enum.Enum):
         return self in (StopReason.ENV_TRUNCATED, StopReason.MAX_TURNS, StopReason.TOKEN_BUDGET)
 
 
+def is_success(won: bool | None, episode_return: float) -> bool:
+    """The environment's `won` where it gives one, otherwise a return of (at least) 1."""
+    return won if won is not None else episode_return >= 1.0 - 1e-6
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One decision of an episode: the policy read `observation`, wrote `action`, the environment paid `reward`.
@@ -117,7 +122,7 @@ class Trajectory:
     @property
     def success(self) -> bool:
         """The environment's `won` where it gives one, otherwise a return of (at least) 1."""
-        return self.won if self.won is not None else self.episode_return >= 1.0 - 1e-6
+        return is_success(self.won, self.episode_return)
 
     def context(self, step: int) -> tuple[int, ...]:
         """Tokens that the policy read before its action of this step (from 0)."""

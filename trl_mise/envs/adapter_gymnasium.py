@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .adapter_common import clean_text, joined, make_one, not_running, quote, win_flag
+from .adapter_common import begin_episode, check_episode, clean_text, joined, make_one, quote, win_flag
 
 _LISTED_IN_NOTE = 20
 """Actions that the note after a wrong one lists at most."""
@@ -92,6 +92,7 @@ class GymnasiumTextEnv:
         """
         observation, info = self.env.reset(seed=seed, options=None if options is None else dict(options))
         self._running = True
+        begin_episode(self, self.env)
         self._observation = self._text(observation)
         self._mask = info.get("action_mask")
         given = self._instruction
@@ -103,10 +104,9 @@ class GymnasiumTextEnv:
         """Takes the action, if the environment knows it.
 
         Raises:
-            EnvironmentFailure: there is no episode, or it has ended.
+            EnvironmentFailure: there is no episode, it has ended, or another one was begun in the same instance.
         """
-        if not self._running:
-            raise not_running(type(self.env).__name__)
+        check_episode(self, self.env, self._running)
         native = self._actions.find(action, self._mask)
         if native is None:
             note = f"{quote(action)} is no action here. {self._actions.describe(self._mask)}".strip()

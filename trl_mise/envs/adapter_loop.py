@@ -21,14 +21,17 @@ class LoopThread:
         self._thread: threading.Thread | None = None
 
     def result(self, value: Any) -> Any:
-        """The value itself, or what it turns out to be if it is awaitable."""
+        """The value itself, or what it turns out to be if it is awaitable; raises what the coroutine raises."""
         if not inspect.isawaitable(value):
             return value
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="trl-mise-env-loop", daemon=True)
+            self._thread = threading.Thread(target=_serve, args=(self._loop,), name="trl-mise-env-loop", daemon=True)
             self._thread.start()
-        return asyncio.run_coroutine_threadsafe(_wait_for(value), self._loop).result()
+        answer, exit_request = asyncio.run_coroutine_threadsafe(_wait_for(value), self._loop).result()
+        if exit_request is not None:
+            raise exit_request
+        return answer
 
     def close(self) -> None:
         """Stops the loop; may be called twice."""
@@ -42,5 +45,18 @@ class LoopThread:
             loop.close()
 
 
-async def _wait_for(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Runs the loop until it is stopped. `exit()` in one of its tasks must not end the thread: somebody waits."""
+    while True:
+        try:
+            return loop.run_forever()
+        except SystemExit:
+            continue  # the task has it too, and hands it to whoever awaits it
+
+
+async def _wait_for(awaitable: Awaitable[Any]) -> tuple[Any, SystemExit | None]:
+    """(what was awaited, None), or (None, the exit that was asked for), which asyncio would not pass on."""
+    try:
+        return await awaitable, None
+    except SystemExit as error:
+        return None, error

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .adapter_common import clean_text, joined, make_one, not_running, quote, win_flag
+from .adapter_common import begin_episode, check_episode, clean_text, joined, make_one, quote, shortened, win_flag
 from .adapter_loop import LoopThread
 from .adapter_tool_calls import Call, MalformedCall, ToolCall, ToolCallParser
 from .adapter_tool_schemas import tool_prompt
@@ -124,16 +124,16 @@ class OpenEnvTextEnv:
         if self._make_action is None and self._parser is None:
             self._find_tools()
         self._running, self._observation = True, result.observation
+        begin_episode(self, self.client)
         return self._observation, {**self._info(result), "instruction": clean_text(self._instruction or "")}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes the action, or makes the calls of an answer to a tool environment.
 
         Raises:
-            EnvironmentFailure: there is no episode, or it has ended.
+            EnvironmentFailure: there is no episode, it has ended, or another one was begun in the same instance.
         """
-        if not self._running:
-            raise not_running(type(self.client).__name__)
+        check_episode(self, self.client, self._running)
         outcomes = self._call_tools(action) if self._make_action is None else [self._take(action)]
         if not outcomes:
             self._running = False
@@ -142,6 +142,7 @@ class OpenEnvTextEnv:
         last = results[-1] if results else None
         self._running = last is None or not last.ended
         observation = "\n".join(outcome.observation for outcome in outcomes)
+        observation = shortened(observation) if self._make_action is None else observation
         reward = sum(result.reward for result in results)
         info = {
             **({} if last is None else self._info(last)),

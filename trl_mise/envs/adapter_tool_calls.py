@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ class ToolCallParser:
     With a tokenizer that can parse its model's answers (`response_template`, `response_schema` before transformers
     5.13; `trl.chat_template_utils.add_response_schema` sets it for well-known models), that parser comes first. The
     text of an action has lost its special tokens, so a format whose delimiters are special tokens may not be found by
-    it; whatever it does not find is looked for as JSON:
+    it. Where it finds no call of a tool that exists, calls are looked for as JSON:
 
     - `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, the closing tag optional; anything else between the
       tags is a malformed call;
@@ -87,10 +87,17 @@ class ToolCallParser:
 
     def parse(self, text: str) -> list[Call]:
         """The calls in their order, at most `MAX_CALLS` and a notice; empty if the answer makes none."""
-        calls = self._native_calls(text) or self._json_calls(text)
+        calls = self._native_calls(text)
+        if not self._names_a_tool(calls):
+            # The tools' description asks for JSON, which some formats with the same tags read as a strange name.
+            as_json = self._json_calls(text)
+            calls = as_json if not calls or self._names_a_tool(as_json) else calls
         if len(calls) > MAX_CALLS:
             return [*calls[:MAX_CALLS], MalformedCall(f"Only the first {MAX_CALLS} calls of an answer are made.")]
         return calls
+
+    def _names_a_tool(self, calls: Sequence[Call]) -> bool:
+        return any(isinstance(call, ToolCall) and call.name in self._tools for call in calls)
 
     # The tokenizer's parser
 

@@ -1,14 +1,18 @@
 """Environments written for TRL's GRPOTrainer as text environments: see [`from_trl_environment`]."""
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .adapter_common import clean_text, joined, not_running
+from .adapter_common import begin_episode, check_episode, clean_text, joined, shortened
 from .adapter_loop import LoopThread
 from .adapter_tool_calls import Call, MalformedCall, ToolCallParser
 from .adapter_tool_schemas import tool_prompt, tool_schema
 from .base import EnvironmentFailure
+
+_TOOL_ERRORS = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
+"""A tool that runs the policy's code raises what the code raises, `exit()` among it; all but the user's Ctrl-C."""
 
 
 def from_trl_environment(
@@ -22,12 +26,12 @@ def from_trl_environment(
 ) -> "TRLToolEnv":
     """Makes a [`TextEnv`] of a class written for `environment_factory` of TRL's GRPOTrainer, unchanged.
 
-    As there, `reset(**row)` gets the dataset row and may return text, the public methods are the tools, and
-    `get_reward()` is paid once, at the end. An answer may call several tools; they run in order, and their results
-    are the next observation. A bad call (no such tool, wrong arguments, an exception in the tool, malformed JSON)
-    is answered with the error and marked `info["action_valid"] = False`. An answer without a tool call ends the
-    episode. The policy is told of the tools in the instruction, behind the row's `prompt`, as text: a chat template
-    that knows tools is not needed.
+    As there, `reset(**row)` gets the dataset row and may return text, the public methods are the tools (but a
+    `close()` without arguments, which `close()` calls), and `get_reward()` is paid once, at the end. An answer may
+    call several tools; they run in order, and their results are the next observation. A bad call (no such tool, wrong
+    arguments, an exception in the tool, `exit()` too, malformed JSON) is answered with the error and marked
+    `info["action_valid"] = False`. An answer without a tool call ends the episode. The policy is told of the tools in
+    the instruction, behind the row's `prompt`, as text: a chat template that knows tools is not needed.
 
     Two things differ. Results come in user messages, not in `tool` messages. And the trainer's own limits
     (`max_turns`, `max_episode_tokens`) cut an episode before its reward is known: set `max_tool_calling_iterations`
@@ -47,7 +51,7 @@ def from_trl_environment(
         instruction (`str`, *optional*): in place of the description of the tools.
 
     Raises:
-        TypeError: what `cls` makes has no `reset`.
+        TypeError: `cls` cannot be called (an instance was passed), or what it makes has no `reset`.
         ValueError: it has no tools, or neither `get_reward` nor `reward=`.
 
     Example:
@@ -99,6 +103,12 @@ class TRLToolEnv:
         max_tool_calling_iterations: int | None = None,
         instruction: str | None = None,
     ) -> None:
+        if not callable(make):
+            kind = type(make).__name__
+            raise TypeError(
+                f"from_trl_environment needs a class, or a callable that makes an environment, got an object of class "
+                f"{kind}; pass {kind} itself"
+            )
         self.environment = make()
         self.name = type(self.environment).__name__
         self._reward, self._is_done, self._limit = reward, is_done, max_tool_calling_iterations
@@ -125,6 +135,7 @@ class TRLToolEnv:
             self.environment.reset(**{key: value for key, value in row.items() if key not in unknown})
         )
         self._running, self._iterations = True, 0
+        begin_episode(self, self.environment)
         instruction = joined(_message_text(row.get("prompt")), self._tool_text)
         return _result_text(observation), {"instruction": clean_text(instruction)}
 
@@ -132,10 +143,10 @@ class TRLToolEnv:
         """Makes the calls of an answer, or ends the episode if there are none.
 
         Raises:
-            EnvironmentFailure: there is no episode, it has ended, or the reward is no number.
+            EnvironmentFailure: there is no episode, it has ended, another one was begun in the same environment, or
+                the reward is no number.
         """
-        if not self._running:
-            raise not_running(self.name)
+        check_episode(self, self.environment, self._running)
         calls = self._parser.parse(action)
         if not calls or self._iterations == self._limit:
             return self._end(action, "", valid=True)
@@ -143,7 +154,9 @@ class TRLToolEnv:
         results = [self._make(call) for call in calls]
         valid = all(succeeded for _, _, succeeded in results)
         # The tool is named only where there is something to tell apart.
-        observation = "\n".join(text if len(results) == 1 else f"{name}: {text}" for name, text, _ in results)
+        observation = shortened(
+            "\n".join(text if len(results) == 1 else f"{name}: {text}" for name, text, _ in results)
+        )
         if self._is_done is not None and self._is_done(self.environment):
             return self._end(action, observation, valid=valid)
         return observation, 0.0, False, False, {"action_valid": valid}
@@ -168,8 +181,8 @@ class TRLToolEnv:
             return call.name, _result_text(result), True
         except EnvironmentFailure:
             raise  # the environment itself says that it is broken, which no policy can help
-        except Exception as error:
-            return clean_text(call.name), clean_text({"error": str(error)}), False
+        except _TOOL_ERRORS as error:
+            return clean_text(call.name), clean_text({"error": _error_text(error)}), False
 
     def _end(self, answer: str, observation: str, *, valid: bool) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self._running = False
@@ -218,6 +231,15 @@ def _check(environment: Any, name: str, tools: Mapping[str, Any], reward: Any, l
         raise ValueError(f"{name} has no get_reward(); pass reward=, a callable (environment, last answer) -> float")
     if limit is not None and limit < 1:
         raise ValueError(f"max_tool_calling_iterations must be at least 1, got {limit}; leave it out for no limit")
+
+
+def _error_text(error: BaseException) -> str:
+    """What an exception says, as in GRPOTrainer; its class where that says nothing."""
+    try:
+        said = str(error)
+    except Exception:
+        said = ""
+    return said if said and isinstance(error, Exception) else f"{type(error).__name__} {said}".strip()
 
 
 def _result_text(result: Any) -> str:

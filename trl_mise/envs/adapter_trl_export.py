@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from .adapter_common import joined, make_one
+from .adapter_common import is_instance, joined, make_one
 from .base import EnvironmentFactory, TextEnv
 
 _OVER = "The episode is over. Answer without calling a tool."
@@ -39,9 +39,9 @@ def as_trl_environment(env_or_factory: TextEnv | EnvironmentFactory, name: str |
     )
     ```
     """
-    shared = env_or_factory if not isinstance(env_or_factory, type) and hasattr(env_or_factory, "reset") else None
+    shared = is_instance(env_or_factory)
     if name is None:
-        source = env_or_factory if shared is None else type(shared)
+        source = type(env_or_factory) if shared else env_or_factory
         name = getattr(source, "__name__", "")
         name = name if name.isidentifier() else "TextEnvironment"  # a partial or a lambda
     # A class of its own for every call: GRPOTrainer tells the rewards of different environments apart by their class.

@@ -15,7 +15,8 @@ factory of the adapter, which can be pickled (worker processes need that) if its
 environment_factory=partial(from_gymnasium, partial(gymnasium.make, "FrozenLake-v1"), action_names=[...])
 ```
 
-`partial(from_gymnasium, env)` with one instance would let all episodes play in the same environment at once.
+`partial(from_gymnasium, env)` with one instance serves one episode at a time; a second one that begins in it makes the
+first fail with a message that says so.
 """
 
 from .adapter_gymnasium import GymnasiumTextEnv, from_gymnasium

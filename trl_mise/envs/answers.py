@@ -14,6 +14,10 @@ MAX_TEXT_CHARS = 1_000_000
 _NUMPY_FLAGS = (("numpy", "bool"), ("numpy", "bool_"))  # NumPy 2, NumPy 1
 
 
+class InvalidAnswer(EnvironmentFailure):
+    """An environment returned something that is no answer; the message says what is wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class ResetAnswer:
     """What `reset` returned."""
@@ -37,7 +41,7 @@ def checked_reset(answer: Any) -> ResetAnswer:
     """`(observation, info)` as a [`ResetAnswer`].
 
     Raises:
-        EnvironmentFailure: it is not what `TextEnv.reset` returns; the message says what is wrong.
+        InvalidAnswer: it is not what `TextEnv.reset` returns.
     """
     observation, info = _parts("reset", answer, ("observation", "info"))
     return ResetAnswer(_checked_text("observation", observation), _checked_info(info))
@@ -47,15 +51,15 @@ def checked_step(answer: Any) -> StepAnswer:
     """`(observation, reward, terminated, truncated, info)` as a [`StepAnswer`].
 
     Raises:
-        EnvironmentFailure: it is not what `TextEnv.step` returns; the message says what is wrong.
+        InvalidAnswer: it is not what `TextEnv.step` returns.
     """
     names = ("observation", "reward", "terminated", "truncated", "info")
     observation, reward, terminated, truncated, info = _parts("step", answer, names)
     if not (isinstance(reward, numbers.Real) or _is_flag(reward)) or not math.isfinite(reward):
-        raise EnvironmentFailure(f"the reward is {_shown(reward)}; it must be a finite float")
+        raise InvalidAnswer(f"the reward is {_shown(reward)}; it must be a finite float")
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not _is_flag(flag):
-            raise EnvironmentFailure(f"{name} is {_shown(flag)}; it must be a bool")
+            raise InvalidAnswer(f"{name} is {_shown(flag)}; it must be a bool")
     text, facts = _checked_text("observation", observation), _checked_info(info)
     return StepAnswer(text, float(reward), bool(terminated), bool(truncated), facts)
 
@@ -67,19 +71,19 @@ def _is_flag(value: Any) -> bool:
 
 def _parts(call: str, answer: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     if not isinstance(answer, tuple) or len(answer) != len(names):
-        raise EnvironmentFailure(f"{call} must return ({', '.join(names)}), got {_shown(answer)}")
+        raise InvalidAnswer(f"{call} must return ({', '.join(names)}), got {_shown(answer)}")
     return answer
 
 
 def _checked_text(name: str, text: Any) -> str:
     if not isinstance(text, str):
-        raise EnvironmentFailure(f"the {name} is {_shown(text)}; it must be a str")
+        raise InvalidAnswer(f"the {name} is {_shown(text)}; it must be a str")
     if len(text) > MAX_TEXT_CHARS:
-        raise EnvironmentFailure(f"the {name} has {len(text):,} characters, more than {MAX_TEXT_CHARS:,}; shorten it")
+        raise InvalidAnswer(f"the {name} has {len(text):,} characters, more than {MAX_TEXT_CHARS:,}; shorten it")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise EnvironmentFailure(
+        raise InvalidAnswer(
             f"the {name} is no valid text ({error.reason} at character {error.start}); decode it as UTF-8, e.g. with "
             "errors='replace'"
         ) from None
@@ -88,7 +92,7 @@ def _checked_text(name: str, text: Any) -> str:
 
 def _checked_info(info: Any) -> Mapping[str, Any]:
     if not isinstance(info, Mapping):
-        raise EnvironmentFailure(f"info is {_shown(info)}; it must be a dict (it may be empty)")
+        raise InvalidAnswer(f"info is {_shown(info)}; it must be a dict (it may be empty)")
     if info.get("instruction") is not None:
         _checked_text('info["instruction"]', info["instruction"])
     return info

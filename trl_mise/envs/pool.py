@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from .base import EnvironmentFactory, TextEnv
+from .base import EnvironmentFactory, EnvironmentFailure, TextEnv
 from .workers import EnvironmentWorkers, needs_process
 
 Isolation = Literal["auto", "process", "none"]
@@ -41,6 +41,11 @@ class RestartingEnv:
             raise RuntimeError("step was called before reset")
         try:
             return call(self._env)
+        except SystemExit as error:
+            # Of an environment it is a failure like others; passed on, it would end the run, with exit code 0.
+            with contextlib.suppress(Exception):
+                self.close()
+            raise EnvironmentFailure(f"the environment called exit() (SystemExit: {error})") from error
         except Exception:
             with contextlib.suppress(Exception):
                 self.close()

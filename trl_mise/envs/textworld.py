@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from .textworld_games import GameSpec, Split, check_split, ftwp_names, game_file, require_textworld
+from .vocabulary import expert_vocabulary
 
 __all__ = ["TextWorldEnv", "expert_action", "ftwp_names", "make_tasks", "vocabulary"]
 
@@ -36,7 +37,6 @@ _SCORE_LINES = re.compile(
     r"|please give one of the answers above.*)$",
     re.IGNORECASE | re.MULTILINE,
 )
-_WORD = re.compile(r"[A-Za-z0-9]+(?:[-'][A-Za-z0-9]+)*|[^\sA-Za-z0-9]")
 _STATUS_TAIL = re.compile(r"(-= .+? =-)\s*-?\d+/\d+\s*$")
 
 
@@ -313,26 +313,9 @@ def make_tasks(
 
 
 def vocabulary(tasks: Sequence[Mapping[str, Any]], **env_kwargs: Any) -> list[str]:
-    """All words that the expert reads and says in these games, and those of all their admissible commands, sorted.
-
-    Words are what white space separates, without the punctuation at their ends; that stands for itself.
-    """
+    """All words that the expert reads and says in these games, and those of all their admissible commands, sorted."""
     env = TextWorldEnv(**env_kwargs)
-    texts: set[str] = set()
-    for task in tasks:
-        observation, info = env.reset(seed=task.get("seed"), options=task)
-        texts |= {observation, str(info["instruction"])}
-        done = False
-        while not done:
-            texts.update(env.admissible_actions())
-            action = expert_action(env)
-            observation, _, terminated, truncated, _ = env.step(action)
-            texts |= {action, observation}
-            done = terminated or truncated
-    env.close()
-    return sorted({word for text in texts for word in split_words(text)})
-
-
-def split_words(text: str) -> list[str]:
-    """Runs of letters, digits, hyphens and apostrophes, and single signs."""
-    return _WORD.findall(text)
+    try:
+        return expert_vocabulary(env, tasks, expert_action)
+    finally:
+        env.close()

@@ -10,19 +10,20 @@ import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..cache import cache_root, staged
+from .webshop_files import sha256
+from .worker_process import child_environment
+
 Split = Literal["train", "valid", "test"]
 
-CACHE_VARIABLE = "TRL_MISE_CACHE"
 _PREFIX = "tw-cooking"
 _ROOMS = (1, 6, 9, 12)
 _COUNTED = ("recipe", "take", "go")
@@ -200,21 +201,12 @@ def game_file(spec: GameSpec, cache_dir: str | os.PathLike[str] | None = None) -
     Raises:
         RuntimeError: TextWorld could not make the game; the message has its last words.
     """
-    chosen = cache_dir or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "trl-mise"
-    folder = Path(chosen).expanduser() / "textworld" / spec.key
+    folder = cache_root(cache_dir) / "textworld" / spec.key
     found = _intact(folder)
     if found is not None:
         return found
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as made:
-        _generate(spec, made)
-        try:
-            os.rename(made, folder)
-        except OSError:  # a broken one is in the way, or another process was faster
-            if _intact(folder) is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.rename(made, folder)
-        os.makedirs(made, exist_ok=True)  # what TemporaryDirectory wants to remove
+    with staged(folder, lambda: _intact(folder) is not None) as staging:
+        _generate(spec, staging)
     found = _intact(folder)
     if found is None:
         raise RuntimeError(f"the game in {folder} was broken as soon as it was made; is the disk full?")
@@ -224,26 +216,17 @@ def game_file(spec: GameSpec, cache_dir: str | os.PathLike[str] | None = None) -
 def _intact(folder: Path) -> Path | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        right = all(_checksum(folder / name) == digest for name, digest in manifest["files"].items())
+        right = all(sha256(folder / name) == digest for name, digest in manifest["files"].items())
         return folder / manifest["game"] if right else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _generate(spec: GameSpec, folder: str) -> None:
+def _generate(spec: GameSpec, folder: Path) -> None:
     request = json.dumps({"challenge": spec.challenge, "settings": dict(spec.settings), "seed": spec.seed})
-    environment = {
-        **os.environ,
-        "PYTHONHASHSEED": "0",
-        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
-    }
     done = subprocess.run(
-        [sys.executable, "-m", __name__, request, folder],
-        env=environment,
+        [sys.executable, "-m", __name__, request, str(folder)],
+        env=child_environment(PYTHONHASHSEED="0"),
         cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -271,7 +254,7 @@ def _make(request: Mapping[str, Any], folder: Path) -> None:
     game, options = _first_that_works(make, request["seed"])
     path = Path(compile_game(game, options))
     path.with_suffix(".ni").unlink(missing_ok=True)
-    files = {file.name: _checksum(file) for file in (path, path.with_suffix(".json"))}
+    files = {file.name: sha256(file) for file in (path, path.with_suffix(".json"))}
     (folder / _MANIFEST).write_text(json.dumps({"game": path.name, "files": files}), encoding="utf-8")
 
 

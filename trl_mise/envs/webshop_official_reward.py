@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from .webshop_catalogue import Goal, Product
 from .webshop_matching import COLORS, is_similar, normalize_color
+from .webshop_reward import type_band
 from .webshop_titles import Nouns
 
 
@@ -37,12 +38,7 @@ def official_type_reward(bought: Product, wanted: Product, nouns: Nouns) -> floa
     wanted_nouns = nouns(wanted.title)
     common = len(set(nouns(bought.title)) & set(wanted_nouns))
     share = common / len(wanted_nouns) if wanted_nouns else 0.2
-    if share == 0:
-        return 0.0
-    if share < 0.1:
-        return 0.1
-    same_path = len(set(bought.category.path) & set(wanted.category.path)) >= 2
-    return 1.0 if bought.query == wanted.query or same_path or share > 0.2 else 0.5
+    return type_band(bought, wanted, share)
 
 
 def has_attribute(product: Product, attribute: str) -> bool:

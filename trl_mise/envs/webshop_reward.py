@@ -17,6 +17,11 @@ def type_reward(bought: Product, wanted: Product) -> float:
     nouns and 0 for none of them.
     """
     overlap = len(bought.nouns & wanted.nouns) / len(wanted.nouns) if wanted.nouns else 0.2
+    return type_band(bought, wanted, overlap)
+
+
+def type_band(bought: Product, wanted: Product, overlap: float) -> float:
+    """The type reward for a share `overlap` of the wanted title's nouns, however the nouns were found."""
     if overlap == 0:
         return 0.0
     if overlap < 0.1:

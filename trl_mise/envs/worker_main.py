@@ -8,10 +8,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
-from .answers import checked_reset, checked_step
-from .base import EnvironmentFactory, EnvironmentFailure, TextEnv
+from .answers import InvalidAnswer, checked_reset, checked_step
+from .base import EnvironmentFactory, TextEnv
 from .worker_cleanup import MARK, kill_group, kill_marked, remove_directory, start_time, trim_log
 from .worker_factory import unpack_factory
 from .worker_wire import MAX_MESSAGE_BYTES, WireError, encode, receive, send
@@ -19,10 +20,6 @@ from .worker_wire import MAX_MESSAGE_BYTES, WireError, encode, receive, send
 _WATCH_SECONDS = 0.5
 _TRACEBACK_CHARS = 4000
 _PLAIN = (bool, int, float, type(None))
-
-
-class _NoAnswer(Exception):
-    """What the environment answered is no answer."""
 
 
 def serve(wire: int, lifeline: int) -> None:
@@ -80,7 +77,7 @@ def _reply(host: "_Host", request: Mapping[str, Any]) -> bytes:
     number = request["id"]
     try:
         return _encoded({"id": number, **host.answer(request)})
-    except _NoAnswer as error:
+    except InvalidAnswer as error:
         failure = {"error": str(error), "kind": "garbage"}
     except BaseException as error:  # an environment may as well call sys.exit
         failure = {"error": _in_short(error), "kind": "exception", "traceback": _traceback()}
@@ -91,9 +88,11 @@ def _encoded(reply: Mapping[str, Any]) -> bytes:
     try:
         data = encode(reply)
     except Exception as error:
-        raise _NoAnswer(f"the answer cannot be written as JSON ({_in_short(error)})") from error
+        raise InvalidAnswer(f"the answer cannot be written as JSON ({_in_short(error)})") from error
     if len(data) > MAX_MESSAGE_BYTES:
-        raise _NoAnswer(f"the answer takes {len(data):,} bytes as JSON, more than {MAX_MESSAGE_BYTES:,}; shorten info")
+        raise InvalidAnswer(
+            f"the answer takes {len(data):,} bytes as JSON, more than {MAX_MESSAGE_BYTES:,}; shorten info"
+        )
     return data
 
 
@@ -136,15 +135,13 @@ class _Host:
             traceback.print_exc()
 
     def _packed(self, number: int, check: Callable[[Any], Any], answer: Any) -> dict[str, Any]:
+        checked = check(answer)
         try:
-            checked = check(answer)
             info = self._plain_info(number, checked.info)
-        except EnvironmentFailure as error:
-            raise _NoAnswer(str(error)) from error
         except Exception as error:
-            raise _NoAnswer(f"info cannot be written as JSON ({_in_short(error)})") from error
+            raise InvalidAnswer(f"info cannot be written as JSON ({_in_short(error)})") from error
         # Not asdict: it would copy what stands behind a callable, the whole environment.
-        return {"answer": {**{name: getattr(checked, name) for name in checked.__slots__}, "info": info}}
+        return {"answer": {**{field.name: getattr(checked, field.name) for field in fields(checked)}, "info": info}}
 
     def _plain_info(self, number: int, info: Mapping[str, Any]) -> dict[str, Any]:
         """`info` without what cannot travel: a callable is called when the trainer asks, the rest is written out."""

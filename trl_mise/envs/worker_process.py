@@ -28,6 +28,12 @@ _COMMAND = (
 )
 
 
+def child_environment(**variables: str) -> dict[str, str]:
+    """Environment variables of an interpreter that finds the modules that this one finds."""
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return {**os.environ, "PYTHONPATH": paths, **variables}
+
+
 class WorkerProcess:
     """An interpreter of its own: process group, working directory, a socket, and a file that takes what it prints.
 

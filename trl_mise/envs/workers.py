@@ -6,18 +6,18 @@ deadline. Whatever goes wrong, the group is killed, the call raises [`WorkerFail
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
-from .answers import checked_reset, checked_step
-from .base import EnvironmentFactory, EnvironmentFailure
+from .answers import InvalidAnswer, ResetAnswer, StepAnswer, checked_reset, checked_step
+from .base import EnvironmentFactory
 from .worker_calls import Call, FailureKind, Worker, WorkerFailure
 from .worker_factory import factory_name, pack_factory, unwrapped
 
 __all__ = ["EnvironmentWorkers", "FailureKind", "WorkerEnv", "WorkerFailure", "needs_process"]
 
 DEFAULT_RESET_TIMEOUT = 120.0
-_STEP_FIELDS = ("observation", "reward", "terminated", "truncated", "info")
 
 
 def needs_process(factory: EnvironmentFactory) -> bool:
@@ -139,9 +139,9 @@ class WorkerEnv:
             raise
         self._call = None
         if call.request["call"] == "reset":
-            reset = self._checked(call, checked_reset, ("observation", "info"), answer)
+            reset = self._checked(call, checked_reset, ResetAnswer, answer)
             return reset.observation, self._with_listing(reset.info)
-        step = self._checked(call, checked_step, _STEP_FIELDS, answer)
+        step = self._checked(call, checked_step, StepAnswer, answer)
         return step.observation, step.reward, step.terminated, step.truncated, self._with_listing(step.info)
 
     def close(self) -> None:
@@ -154,12 +154,14 @@ class WorkerEnv:
             raise RuntimeError("WorkerEnv.step was called before reset; call reset() first")
         return self._worker.begin({**request, "env": self._number}, self._life, timeout)
 
-    def _checked(self, call: Call, check: Callable[[Any], Any], names: Sequence[str], reply: Any) -> Any:
+    def _checked(self, call: Call, check: Callable[[Any], Any], kind: type, reply: Any) -> Any:
         """The answer once more: who wrote it is not known."""
         found = reply.get("answer")
         try:
-            answer = check(tuple(found.get(name) for name in names) if isinstance(found, dict) else found)
-        except EnvironmentFailure as error:
+            answer = check(
+                tuple(found.get(field.name) for field in fields(kind)) if isinstance(found, dict) else found
+            )
+        except InvalidAnswer as error:
             raise self._worker.fail(call, "garbage", str(error)) from None
         self._num_answers += 1
         return answer
