@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trl_mise.envs.base import EnvironmentFailure
-
 
 class PoliteEnv:
     """Counts; the seed is in every observation. `info` has what cannot travel as it is."""
@@ -53,8 +51,8 @@ class HostileEnv(PoliteEnv):
         return answer if misdeed is None else MISDEEDS[misdeed]()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        if action in MISDEEDS:
-            return MISDEEDS[action]()
+        if action in MISDEEDS or action in ODDITIES:
+            return {**MISDEEDS, **ODDITIES}[action]()
         return super().step(action)
 
 
@@ -62,8 +60,8 @@ def _raise() -> Any:
     raise ValueError("lost the thread")
 
 
-def _say_that_it_failed() -> Any:
-    raise EnvironmentFailure("the game server is gone")
+def _throw(error: BaseException) -> Any:
+    raise error
 
 
 def _sleep() -> Any:
@@ -103,6 +101,89 @@ def _orphan_and_sleep() -> Any:
     return _sleep()
 
 
+def _stray(seconds: str = "1000") -> "subprocess.Popen[bytes]":
+    """A child in a session of its own, as servers are often started."""
+    return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"], start_new_session=True)
+
+
+def _stray_and_die() -> Any:
+    _stray()
+    os._exit(3)
+
+
+def _stray_and_sleep() -> Any:
+    _stray()
+    return _sleep()
+
+
+def _fork_and_die() -> Any:
+    """The child keeps every descriptor open, the trainer's socket among them."""
+    if os.fork() == 0:
+        _sleep()
+    os._exit(3)
+
+
+def _segfault() -> Any:
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def _raise_unspeakable() -> Any:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    raise Unspeakable
+
+
+def _raise_environment_failure() -> Any:
+    from trl_mise.envs.base import EnvironmentFailure
+
+    raise EnvironmentFailure("out of order")
+
+
+def _circle() -> Any:
+    info: dict[str, Any] = {}
+    info["info"] = info
+    return "text", 0.0, False, False, info
+
+
+class _Unspeakable:
+    def __repr__(self) -> str:
+        raise ValueError("no words")
+
+
+def _announce_little() -> Any:
+    for descriptor in range(3, 64):
+        try:
+            os.write(descriptor, b"\x00\x00\x00")
+        except OSError:
+            continue
+    return _sleep()
+
+
+def _chatter() -> Any:
+    print("x" * 1_000_000, "last words", flush=True)
+    return "said", 0.0, False, False, {}
+
+
+def _chatter_in_the_background() -> Any:
+    threading.Thread(target=lambda: [_chatter() for _ in range(30)]).start()
+    return "said", 0.0, False, False, {}
+
+
+def _wander() -> Any:
+    os.chdir("/")
+    return "wandered", 0.0, False, False, {}
+
+
+def _fork_and_return() -> Any:
+    """Both go on, and both answer."""
+    os.fork()
+    return "forked", 0.0, False, False, {}
+
+
 def _scribble() -> Any:
     """Writes on every descriptor but the standard ones, the trainer's socket among them."""
     for descriptor in range(3, 64):
@@ -139,7 +220,6 @@ def _answer(observation: Any, reward: Any = 0.0, terminated: Any = False, info: 
 
 MISDEEDS: dict[str, Any] = {
     "raise": _raise,
-    "own failure": _say_that_it_failed,
     "sleep": _sleep,
     "spin": _spin,
     "die": _die,
@@ -149,7 +229,15 @@ MISDEEDS: dict[str, Any] = {
     "no memory": _no_memory,
     "orphan and die": _orphan_and_die,
     "orphan and sleep": _orphan_and_sleep,
+    "stray and die": _stray_and_die,
+    "stray and sleep": _stray_and_sleep,
+    "fork and die": _fork_and_die,
+    "segfault": _segfault,
+    "raise the unspeakable": _raise_unspeakable,
+    "raise a failure": _raise_environment_failure,
+    "interrupt": lambda: _throw(KeyboardInterrupt()),
     "scribble": _scribble,
+    "announce little": _announce_little,
     "announce much": _announce_much,
     "close everything": _close_everything,
     "shout": _shout,
@@ -162,16 +250,35 @@ MISDEEDS: dict[str, Any] = {
     "no flag": _answer("text", 0.0, "no"),
     "list info": _answer("text", 0.0, False, ["a"]),
     "not a tuple": lambda: "done",
+    "circle": _circle,
+    "long number": _answer("text", info={"n": 10**5000}),
+    "much info": _answer("text", info={"page": "x" * 17_000_000}),
+    "unspeakable info": _answer("text", info={"odd": _Unspeakable()}),
 }
 KINDS = {
-    "crash": {"die", "hard exit", "orphan and die", "close everything"},
-    "timeout": {"sleep", "spin", "orphan and sleep"},
-    "exception": {"raise", "own failure", "exit", "recurse", "no memory", "shout"},
+    "crash": {
+        *("die", "hard exit", "orphan and die", "close everything", "stray and die", "fork and die", "segfault"),
+    },
+    "timeout": {"sleep", "spin", "orphan and sleep", "stray and sleep", "announce little"},
+    "exception": {
+        *("raise", "exit", "recurse", "no memory", "shout", "raise the unspeakable", "raise a failure", "interrupt"),
+    },
     "garbage": {
+        *("circle", "long number", "much info", "unspeakable info"),
         *("scribble", "announce much", "ten megabytes", "surrogate", "bytes", "no observation", "nan"),
         *("text reward", "no flag", "list info", "not a tuple"),
     },
 }
+
+ODDITIES: dict[str, Any] = {
+    "chatter": _chatter,
+    "chatter in the background": _chatter_in_the_background,
+    "wander": _wander,
+    "fork and return": _fork_and_return,
+    "a long page": _answer("x" * 900_000),
+    "half a character": _answer("text", info={"note": "a\ud800b", "\ud800": 1, "emoji": "\N{GRINNING FACE}"}),
+}
+"""What costs nothing, at least not at once."""
 
 
 class NeedyEnv(PoliteEnv):
@@ -185,12 +292,54 @@ class BrokenFactoryEnv(PoliteEnv):
         raise OSError("no license")
 
 
+HEAVY = ("torch", "transformers", "trl", "datasets")
+
+
 class TracingEnv(PoliteEnv):
-    """Says in its observation where it lives and what was loaded there."""
+    """Says in `info` where it lives, what was loaded there, and what it inherited."""
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        return super().reset(seed=seed, options=options)[0], {
+            "pid": os.getpid(),
+            "group": os.getpgrp(),
+            "directory": str(Path.cwd()),
+            "heavy": [name for name in (*HEAVY, "numpy") if name in sys.modules],
+            "order": list({f"word {number}" for number in range(20)}),
+            "arguments": sys.argv[1:],
+            "python_path": os.environ.get("PYTHONPATH"),
+        }
+
+
+class WeighingEnv(PoliteEnv):
+    """Plays a step of another environment and says what that has loaded."""
+
+    def __init__(self, factory: Any) -> None:
+        super().__init__()
+        env = factory()
+        env.reset(seed=0)
+        env.step("look")
 
     def text(self) -> str:
-        heavy = [name for name in ("torch", "transformers", "trl", "datasets") if name in sys.modules]
-        return f"{os.getpid()} {os.getpgrp()} {Path.cwd()} {heavy}"
+        return " ".join(name for name in HEAVY if name in sys.modules)
+
+
+class SlowEnv(PoliteEnv):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        time.sleep(self.seconds)
+        return super().step(action)
+
+
+class ClosingEnv(PoliteEnv):
+    """Cannot be closed."""
+
+    def close(self) -> None:
+        raise OSError("stuck")
 
 
 class ListingEnv(PoliteEnv):
