@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import _paths  # noqa: F401
 import torch
 from tqdm.auto import tqdm
 
@@ -65,6 +66,38 @@ class WarmStartProgress:
 def success_curve(log_history: list[dict[str, Any]]) -> list[float]:
     """Sampled success of every logged update."""
     return [entry["env/success"] for entry in log_history if "env/success" in entry]
+
+
+def train_and_report(trainer: Any, watch: "Stopwatch", title: str) -> None:
+    """Greedy evaluation, training, greedy evaluation; policy, curve and summary go to `output_dir`."""
+    args = trainer.args
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return
+    curve = success_curve(trainer.state.log_history)
+    plot_learning_curve(trainer, args.output_dir, title)
+    write_summary(
+        args.output_dir,
+        success_before=before["eval_success"],
+        success_after=after["eval_success"],
+        return_before=before["eval_return"],
+        return_after=after["eval_return"],
+        sampled_success_first=_mean(curve[:3]),
+        sampled_success_final=_mean(curve[-10:]),
+        sampled_success_auc=_mean(curve),
+        eval_episodes=int(after["eval_episodes"]),
+        train_episodes=trainer.state.episode,
+        wall_s=watch.seconds,
+        hindsight_coef=args.hindsight_coef,
+        seed=args.seed,
+    )
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None  # nothing was logged
 
 
 def write_summary(output_dir: str, **values: Any) -> dict[str, Any]:

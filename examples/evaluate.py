@@ -20,6 +20,7 @@ import os
 import sys
 from pathlib import Path
 
+import _paths  # noqa: F401
 from tqdm.auto import tqdm
 
 from trl_mise.agents import ExpertAgent, RandomAgent

@@ -12,7 +12,7 @@ can learn too; `--biased True` warm-starts a judge that praises one wrong value 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from _common import Stopwatch, load_tiny, plot_learning_curve, success_curve, write_summary
+from _common import Stopwatch, load_tiny, train_and_report
 from datasets import Dataset
 
 from trl_mise import MISEConfig, MISETrainer
@@ -51,25 +51,7 @@ def main() -> None:
         environment_factory=recipe.environment_factory(),
         hindsight=judge_for(kitchen.judge, tokenizer, args),
     )
-    before = trainer.evaluate()
-    trainer.train()
-    after = trainer.evaluate()
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        curve = success_curve(trainer.state.log_history)
-        plot_learning_curve(trainer, args.output_dir, f"kitchen, {kitchen.warm_start}, judge: {kitchen.judge}")
-        write_summary(
-            args.output_dir,
-            success_before=before["eval_success"],
-            success_after=after["eval_success"],
-            sampled_success_auc=sum(curve) / len(curve),
-            sampled_success_final=sum(curve[-10:]) / len(curve[-10:]),
-            eval_episodes=int(after["eval_episodes"]),
-            train_episodes=trainer.state.episode,
-            wall_s=watch.seconds,
-            hindsight_coef=args.hindsight_coef,
-            seed=args.seed,
-        )
+    train_and_report(trainer, watch, f"kitchen, {kitchen.warm_start}, judge: {kitchen.judge}")
 
 
 if __name__ == "__main__":

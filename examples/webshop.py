@@ -11,7 +11,7 @@ Every field of `MISEConfig` is a flag; `--config file.yaml` sets them from a fil
 from dataclasses import dataclass, field
 from functools import partial
 
-from _common import ModelArguments, Stopwatch, load_tiny, plot_learning_curve, write_summary
+from _common import ModelArguments, Stopwatch, load_tiny, train_and_report
 from datasets import Dataset
 
 from trl_mise import MISEConfig, MISETrainer
@@ -76,24 +76,7 @@ def main() -> None:
         peft_config=lora,
         environment_factory=partial(WebShopEnv, **env_kwargs),
     )
-    before = trainer.evaluate()
-    trainer.train()
-    after = trainer.evaluate()
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        plot_learning_curve(trainer, args.output_dir, f"web shop, hindsight_coef={args.hindsight_coef}")
-        write_summary(
-            args.output_dir,
-            success_before=before["eval_success"],
-            success_after=after["eval_success"],
-            return_before=before["eval_return"],
-            return_after=after["eval_return"],
-            eval_episodes=int(after["eval_episodes"]),
-            train_episodes=trainer.state.episode,
-            wall_s=watch.seconds,
-            hindsight_coef=args.hindsight_coef,
-            seed=args.seed,
-        )
+    train_and_report(trainer, watch, f"web shop, hindsight_coef={args.hindsight_coef}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Episodes that the environment breaks: left out, counted, logged, and too many of them stop the run."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from trainer_fakes import LetterEnv, largest_difference, make_trainer, tasks, weights
 from transformers import TrainerCallback
-from worker_envs import FaultyTaskEnv
+from worker_envs import FaultyTaskEnv, JavaTaskEnv
+from worker_traces import descendants
 
 from trl_mise.envs.base import EnvironmentFailure
 from trl_mise.types import StopReason, Trajectory
@@ -177,3 +179,41 @@ def test_worker_processes_that_die_hang_and_talk_nonsense(tmp_path: Path, envs_p
     )
     assert trainer.state.global_step == 2 and processes
     assert not any(Path(f"/proc/{process}").exists() for process in processes)
+
+
+@pytest.mark.parametrize("envs_per_worker", [1, 2])
+def test_java_killed_in_mid_episode(tmp_path: Path, envs_per_worker: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of sixteen episodes lose their simulator; all others count, and neither Python nor Java is left."""
+    pytest.importorskip("scienceworld", reason='needs pip install "trl-mise[scienceworld]"')
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # workers are known by where they live
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path,
+        environment_factory=JavaTaskEnv,
+        callbacks=[recorder],
+        envs_per_worker=envs_per_worker,
+        num_envs=2,
+        check_environment=False,
+        max_env_error_rate=0.5,
+    )
+    running: list[set[str]] = []
+    collect = trainer.collect
+
+    def noted(*args: Any, **kwargs: Any) -> list[Trajectory]:
+        episodes = collect(*args, **kwargs)
+        running.append({Path(f"/proc/{pid}/comm").read_text().strip() for pid in descendants(tmp_path)})
+        return episodes
+
+    trainer.collect = noted  # type: ignore[method-assign]
+    trainer.train()
+    records = [json.loads(line) for line in (tmp_path / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()]
+    failed = {record["seed"]: record["error"] for record in records if record["stop_reason"] == "env_error"}
+    assert len(records) == 16 and set(failed) >= JavaTaskEnv.KILLED
+    assert all("Java process was killed by SIGKILL" in failed[seed] for seed in JavaTaskEnv.KILLED)
+    if envs_per_worker == 1:
+        assert set(failed) == JavaTaskEnv.KILLED
+    assert sorted(t.seed for update in recorder.updates for t in update.trajectories) == sorted(
+        set(range(16)) - set(failed)
+    )
+    assert trainer.state.global_step == 2 and all("java" in names for names in running)
+    assert descendants(tmp_path) == []

@@ -369,3 +369,35 @@ class FaultyTaskEnv(PoliteEnv):
             return MISDEEDS[self.IN_STEP[self.task]]()
         done = self.said == 3
         return "more .", float(done and action[:1] == "a"), done, False, {}
+
+
+class JavaTaskEnv(PoliteEnv):
+    """Speaks the words of `trainer_fakes` while ScienceWorld runs; in some tasks its Java is killed in mid-episode."""
+
+    needs_process = True
+    KILLED = frozenset({3, 11})
+
+    def __init__(self) -> None:
+        from trl_mise.envs.scienceworld import ScienceWorldEnv
+
+        super().__init__()
+        self.game = ScienceWorldEnv("boil", variation=0)
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        self.task, self.said = seed, 0
+        self.game.reset(seed=0)
+        return f"say {(seed or 0) % 6}", {"instruction": "task a"}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.said += 1
+        if self.said == 2 and self.task in self.KILLED:
+            assert self.game._server is not None
+            os.kill(self.game._server.pid, signal.SIGKILL)
+        assert self.game.step("look around")[4]["action_valid"]
+        done = self.said == 3
+        return "more .", float(done and action[:1] == "a"), done, False, {}
+
+    def close(self) -> None:
+        self.game.close()
