@@ -7,7 +7,8 @@
 Every field of `MISEConfig` is a flag; `--config file.yaml` sets them from a file. Writes the trained policy,
 `summary.json`, `learning_curve.png` and `trajectories.jsonl` to `--output_dir`. The tiny policy's words are those of
 its games, so it is made for them anew (minutes) whenever `--game`, `--train_tasks`, `--eval_episodes` or `--task_seed`
-names others; games of one room suit it.
+names others; games of one room suit it. It learns its training games by heart: its success there rises
+(`sampled_success_first`, `sampled_success_final`), on games that it has never seen it stays poor.
 """
 
 from dataclasses import dataclass, field

@@ -385,6 +385,14 @@ class TestExample:
         assert written["num_episodes"] == 7 and written["success"]["value"] == 1.0
         assert written["options"]["agent"] == "expert"
 
+    @pytest.mark.parametrize("name", ["textworld", "scienceworld"])
+    def test_the_experts_of_the_installed_games(self, name: str) -> None:
+        """In the same folder are a textworld.py and a scienceworld.py, which must not be taken for the packages."""
+        pytest.importorskip(name, reason=f'needs pip install "trl-mise[{name}]"')
+        done = run_example("--env", name, "--agent", "expert", "--episodes", "2")
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"^success +1\.000 ", done.stdout, re.MULTILINE)
+
     def test_arguments_of_the_environment_and_of_its_tasks(self, tmp_path: Path) -> None:
         output = tmp_path / "result.json"
         arguments = ("--env", "kitchen", "--env_kwargs", '{"stations": 3}', "--split", "train", "--seed", "5")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worker_traces import wait_until
 
 from trl_mise.envs.base import EnvironmentFailure, admissible_actions
 from trl_mise.envs.check import GARBAGE_ACTIONS, check_env
@@ -446,15 +447,9 @@ class TestJava:
             f"server = ScienceWorldServer(); print(server.pid, flush=True); {ending}"
         )
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        # Its output is a file: waiting for the end of a pipe that Java holds as well would hide what is tested.
         done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
         process = int(done.stdout)
-        for _ in range(200):
-            if not alive(process):
-                return
-            os.sched_yield()
-            subprocess.run([sys.executable, "-c", "import time; time.sleep(0.05)"], check=True)
-        raise AssertionError(f"Java process {process} has outlived the process that started it")
+        wait_until(lambda: not alive(process), "the end of Java")
 
     def test_nothing_is_left_where_we_stand(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The simulator writes a file into its working directory."""
@@ -509,6 +504,13 @@ class TestJava:
             ScienceWorldEnv()
 
 
+def processes_of(isolated: Any) -> tuple[int, int]:
+    """(worker, its Java)."""
+    worker = isolated._worker._process._popen.pid
+    (java,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    return worker, int(java)
+
+
 def test_in_a_worker_process() -> None:
     """As the trainer runs it: killing Java costs one episode, and with the worker goes its Java."""
     import functools
@@ -521,17 +523,33 @@ def test_in_a_worker_process() -> None:
     (isolated,) = pool.take(1)
     first, info = isolated.reset()
     assert "look around" in admissible_actions(info)
-    worker = isolated._worker._process._popen.pid  # type: ignore[attr-defined]
-    (java,) = map(int, Path(f"/proc/{worker}/task/{worker}/children").read_text().split())
+    worker, java = processes_of(isolated)
     os.kill(java, signal.SIGKILL)
     with pytest.raises(WorkerFailure, match="Java process was killed by SIGKILL"):
         isolated.step("look around")
     assert not alive(worker) and not alive(java)
     assert isolated.reset()[0] == first
-    worker = isolated._worker._process._popen.pid  # type: ignore[attr-defined]
-    (java,) = map(int, Path(f"/proc/{worker}/task/{worker}/children").read_text().split())
+    worker, java = processes_of(isolated)
     pool.close()
-    assert not alive(worker) and not alive(java)
+    wait_until(lambda: not alive(worker) and not alive(java), "both processes gone")
+
+
+def test_a_java_that_hangs_is_given_up() -> None:
+    """By itself py4j would wait for ever."""
+    import functools
+
+    from trl_mise.envs.workers import EnvironmentWorkers, WorkerFailure
+
+    workers = EnvironmentWorkers(functools.partial(ScienceWorldEnv, "boil", variation=0), timeout=1.0)
+    env = workers()
+    env.reset()
+    worker, java = processes_of(env)
+    os.kill(java, signal.SIGSTOP)
+    with pytest.raises(WorkerFailure, match="timeout: no answer within 1 s") as failure:
+        env.step("look around")
+    assert "py4j" in str(failure.value), "it says where it hung"
+    wait_until(lambda: not alive(worker) and not alive(java), "both processes gone")
+    workers.close()
 
 
 @pytest.mark.slow
