@@ -30,7 +30,7 @@ class ScienceWorldRecipe(GameRecipe):
 
     train_tasks: int = 62
     eval_tasks: int = 31
-    repeats: int = 4
+    repeats: int = 2
     simplifications: str = "easy"
 
     @property
