@@ -14,10 +14,10 @@ STAMP := .venv/installed
 demo: $(STAMP)
 	$(BIN)/python examples/webshop.py --output_dir runs/demo --seed $(SEED)
 
+# One thread each, two at a time: most of them wait for games, Java and other processes.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# Runs of a minute or so on one thread each: two at a time.
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
 

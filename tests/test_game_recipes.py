@@ -112,6 +112,12 @@ def test_habits_lose(recipe: GameRecipe, env: PlainWords) -> None:
     assert 0 < sum(rewards) < len(rewards)
 
 
+@pytest.mark.parametrize("name", ["train_tasks", "eval_tasks"])
+def test_games_are_needed(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        TextWorldRecipe(**{name: 0})
+
+
 def test_the_cook_reads_first() -> None:
     pytest.importorskip("textworld", reason='needs pip install "trl-mise[textworld]"')
     recipe = RECIPES["textworld"]

@@ -415,9 +415,10 @@ class TestJava:
         os.kill(java_of(env), signal.SIGKILL)
         with pytest.raises(EnvironmentFailure, match=r"step got no answer: its Java process was killed by SIGKILL"):
             env.step("look around")
-        env.close()
         gc.collect()
-        assert env.reset()[0] == first, "after close, reset starts another"
+        assert env.reset()[0] == first, "reset starts another"
+        env.close()
+        assert env.reset()[0] == first, "also after close"
         env.close()
 
     def test_it_ends_with_close(self) -> None:
@@ -439,6 +440,19 @@ class TestJava:
         del server
         gc.collect()
         assert not alive(process)
+
+    def test_it_does_not_end_with_a_fork(self) -> None:
+        code = (
+            "import os, sys; from trl_mise.envs.scienceworld_server import ScienceWorldServer\n"
+            "server = ScienceWorldServer()\n"
+            "child = os.fork()\n"
+            "if not child: sys.exit(0)\n"
+            "os.waitpid(child, 0)\n"
+            "print(server.call('getTaskMaxVariations', 'boil'))\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == "30", done.stderr
 
     @pytest.mark.parametrize("ending", ["sys.exit(0)", "os._exit(1)", "os.kill(os.getpid(), 9)"])
     def test_it_ends_with_our_process_however_that_ends(self, ending: str) -> None:

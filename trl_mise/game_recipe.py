@@ -50,6 +50,13 @@ class GameRecipe(ABC):
     habit_steps: int = 60
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("train_tasks", "eval_tasks"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}: the policy is made for its games"
+                )
+
     @property
     @abstractmethod
     def limits(self) -> RolloutLimits:

@@ -94,7 +94,9 @@ class ScienceWorldEnv:
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Starts the variation that the row and the seed name."""
+        """Starts the variation that the row and the seed name; also Java, where it does not run (any more)."""
+        if self._server is not None and not self._server.is_running:
+            self.close()
         row = options or {}
         task = _checked_task(row.get("task") or self._task)
         given = row.get("simplifications")

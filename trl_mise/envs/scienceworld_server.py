@@ -99,13 +99,18 @@ class ScienceWorldServer:
         )
         gateway = JavaGateway(gateway_parameters=parameters, java_process=process)
         self._gateway, self._process, self._errors = gateway, process, errors
-        self.close = weakref.finalize(self, _end, gateway, process, errors, directory)
+        self.close = weakref.finalize(self, _end, os.getpid(), gateway, process, errors, directory)
         self._interface = self._guarded("start", lambda: gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface())
 
     @property
     def pid(self) -> int:
         """Of the Java process."""
         return int(self._process.pid)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is still there."""
+        return self.close.alive and self._process.poll() is None
 
     def call(self, method: str, *arguments: str | int | bool) -> Any:
         """What a method of the simulator's `PythonInterface` returns.
@@ -150,8 +155,10 @@ class ScienceWorldServer:
         return f"its Java process {ended}" + (f" and wrote: {wrote}" if wrote else "")
 
 
-def _end(gateway: Any, process: "subprocess.Popen[bytes]", errors: IO[bytes], directory: str) -> None:
+def _end(owner: int, gateway: Any, process: "subprocess.Popen[bytes]", errors: IO[bytes], directory: str) -> None:
     """Kills the process, which a shutdown of the gateway alone leaves running, and reaps it."""
+    if os.getpid() != owner:  # a fork of ours ends; the process is not its own
+        return
     with contextlib.suppress(Exception):
         gateway.close(keep_callback_server=True)
     process.kill()
