@@ -451,7 +451,9 @@ class TestJava:
             "print(server.call('getTaskMaxVariations', 'boil'))\n"
         )
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+        )
         assert done.stdout.strip() == "30", done.stderr
 
     @pytest.mark.parametrize("ending", ["sys.exit(0)", "os._exit(1)", "os.kill(os.getpid(), 9)"])

@@ -48,7 +48,8 @@ class ScienceWorldEnv:
             200.
         reward (`str`): `"success"` pays 1 for a score of 100; `"final_score"` pays the normalised score at the end,
             and needs `max_steps`.
-        heap_mb (`int`): most MiB of the Java heap; the process takes about 215 MiB in all.
+        heap_mb (`int`): most MiB of the Java heap; the process takes 200 MiB at first, and up to 200 more than
+            its heap later.
 
     A task row may name its own `"task"`, `"variation"`, `"split"` and `"simplifications"`.
 
