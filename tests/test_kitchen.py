@@ -18,7 +18,7 @@ GOLDEN_TEXTS = [
     *("now grill", "grill sweet", "done . now fryer", "fryer rare", "done . now oven", "oven rare"),
     "served . all right",
 ]
-SIZES = [(8, 5), (1, 2), (2, 2), (3, 4), (24, 12)]
+SIZES = [(8, 5), (1, 2), (2, 2), (3, 4), (32, 12)]
 
 
 def play(env, choose, **reset_arguments):
@@ -278,14 +278,14 @@ def test_vocabulary_is_exactly_what_is_said(stations, values):
 
 
 def test_word_lists_are_long_enough():
-    assert len(kitchen.STATION_WORDS) >= 24 and len(kitchen.VALUE_WORDS) >= 12
+    assert len(kitchen.STATION_WORDS) >= 32 and len(kitchen.VALUE_WORDS) >= 12
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stations": 25}, "stations must be between 1 and 24 .*got 25"),
-        ({"stations": 0}, "stations must be between 1 and 24 .*got 0"),
+        ({"stations": 33}, "stations must be between 1 and 32 .*got 33"),
+        ({"stations": 0}, "stations must be between 1 and 32 .*got 0"),
         ({"values": 13}, "values must be between 2 .* and 12 .*got 13"),
         ({"values": 1}, "values must be between 2 .*got 1"),
         ({"split": "valid"}, "split must be one of .*got 'valid'"),

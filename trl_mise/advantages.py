@@ -142,6 +142,12 @@ def sum_by_turn(token_values: Tensor, layout: ActionLayout) -> Tensor:
     return out.scatter_add(1, layout.turn, token_values * layout.mask)
 
 
+def mean_by_turn(token_values: Tensor, layout: ActionLayout) -> Tensor:
+    """`(B, A)` -> `(B, T)`: the mean over each turn's tokens, 0 where there is no turn."""
+    counts = sum_by_turn(torch.ones_like(token_values), layout)
+    return sum_by_turn(token_values, layout) / counts.clamp(min=1)
+
+
 def spread_over_tokens(turn_values: Tensor, layout: ActionLayout) -> Tensor:
     """`(B, T)` -> `(B, A)`: every sampled token of a turn gets the turn's value."""
     return turn_values.gather(1, layout.turn) * layout.mask

@@ -38,6 +38,7 @@ class UpdateRecord:
         metrics (`dict[str, float]`): logged after the callbacks ran; they may add to it.
         reference_verdicts (`Mapping[int, Tensor]`): `(T, K)` verdict logits of the reference model, by the index of
             the episode, as far as they are known.
+        agreement (`np.ndarray`): `(B,)` mean_t A_t^env n_t of each episode, see [`AgreementGate`]; may be empty.
     """
 
     trajectories: list[Trajectory]
@@ -48,6 +49,7 @@ class UpdateRecord:
     accelerator: Any
     metrics: dict[str, float] = field(default_factory=dict)
     reference_verdicts: Mapping[int, Tensor] = field(default_factory=dict)
+    agreement: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 class CalibrationCallback(TrainerCallback):
@@ -119,10 +121,24 @@ class CalibrationCallback(TrainerCallback):
             # With the same buffer everywhere, either all processes take a step or none does; else one would wait.
             examples = gather_object(examples)
         self.buffer.add(examples)
+        self._move_gate(update)
         if state.global_step % self.every == 0:
             if self._regresses(hindsight):
                 update.metrics.update(self._regress(args, update))
             self._refit(hindsight)
+
+    @staticmethod
+    def _move_gate(update: UpdateRecord) -> None:
+        """Logs how far the gate was open in this update, and moves it for the next one."""
+        gate = None if update.hindsight is None else update.hindsight.gate
+        if gate is None:
+            return
+        update.metrics["hindsight/gate"] = gate.value
+        agreement = update.agreement.tolist()
+        if update.accelerator.num_processes > 1:
+            agreement = gather_object(agreement)
+        gate.update(np.asarray(agreement))
+        update.metrics["hindsight/agreement_z"] = gate.z
 
     def _regresses(self, hindsight: HindsightReward) -> bool:
         """A frozen judge, or one that is no language model, is only corrected by the post-hoc map."""

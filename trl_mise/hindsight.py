@@ -9,6 +9,7 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
 from torch import Tensor, nn
 
+from .agreement import AgreementGate
 from .chat import After, PromptFormat
 from .compression import compress
 from .heads import text_config
@@ -64,7 +65,8 @@ class HindsightReward:
         max_tokens (`int`, *optional*): padded tokens per packed forward.
         context_tokens (`int`, *optional*): most tokens of an episode and one question about it; the observations of a
             longer episode are shortened for the evaluator, see [`compress`]. By default nothing is.
-        ema (`float`): momentum of mu and sigma.
+        ema (`float`): momentum of mu and sigma, and of the gate.
+        gate (`bool`): alpha is multiplied by an [`AgreementGate`], the attribute `gate` (`None` without).
         seed (`int`): of the sampled verdicts.
     """
 
@@ -84,6 +86,7 @@ class HindsightReward:
         max_tokens: int | None = None,
         context_tokens: int | None = None,
         ema: float = 0.9,
+        gate: bool = False,
         seed: int = 0,
     ) -> None:
         _check_choice("verdict_mode", verdict_mode, ("expected", "sampled"))
@@ -107,6 +110,7 @@ class HindsightReward:
         self.context_tokens = context_tokens
         self.calibrator: Calibrator | None = None
         self.mu, self.sigma, self.count = 0.0, 1.0, 0
+        self.gate = AgreementGate(ema) if gate else None
         self._rng = np.random.default_rng(seed)
 
     @classmethod
@@ -126,6 +130,7 @@ class HindsightReward:
             max_tokens=config.scoring_max_tokens,
             context_tokens=config.hindsight_context_tokens,
             ema=config.hindsight_ema,
+            gate=config.hindsight_gate == "agreement",
             seed=config.seed,
         )
 
@@ -266,6 +271,11 @@ class HindsightReward:
 
     # What is made of it
 
+    @property
+    def effective_coef(self) -> float:
+        """alpha as far as the gate is open."""
+        return self.coef * (1.0 if self.gate is None else self.gate.value)
+
     def calibrate(self, scores: np.ndarray) -> np.ndarray:
         """g(h), `(S,)`."""
         if self.calibrator is None or not scores.size:
@@ -305,14 +315,18 @@ class HindsightReward:
         return self.standardise(values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Statistics and random state, as JSON would keep them."""
-        return {"mu": self.mu, "sigma": self.sigma, "count": self.count, "rng": self._rng.bit_generator.state}
+        """Statistics, gate and random state, as JSON would keep them."""
+        gate = None if self.gate is None else self.gate.state_dict()
+        rng = self._rng.bit_generator.state
+        return {"mu": self.mu, "sigma": self.sigma, "count": self.count, "gate": gate, "rng": rng}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         missing = {"mu", "sigma", "count", "rng"} - set(state)
         if missing:
             raise ValueError(f"the state of HindsightReward lacks {sorted(missing)}; was it saved by state_dict()?")
         self.mu, self.sigma, self.count = float(state["mu"]), float(state["sigma"]), int(state["count"])
+        if self.gate is not None and state.get("gate") is not None:
+            self.gate.load_state_dict(state["gate"])
         self._rng.bit_generator.state = dict(state["rng"])
 
 

@@ -156,7 +156,27 @@ def hindsight_metrics(
         "mise/mutual_information": mutual_information(probs),
         "mise/kl_to_proxy": kl_to_proxy(probs, utilities, beta),
     }
+    metrics.update({f"hindsight/by_step/{step}": mean for step, mean in score_by_step(step_scores).items()})
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
+
+
+def score_by_step(episode_scores: Sequence[np.ndarray], most: int = 16) -> dict[int, float]:
+    """Mean score of the steps at each place in the episode: a judge should not praise a place.
+
+    Args:
+        episode_scores (`Sequence[np.ndarray]`): N arrays `(T_n,)`.
+        most (`int`): most numbers; of longer episodes neighbouring steps are taken together.
+
+    Returns:
+        `dict[int, float]`: by the first step, from 0, of each group.
+    """
+    longest = max((len(scores) for scores in episode_scores), default=0)
+    width = max(1, -(-longest // most))
+    groups: dict[int, list[float]] = {}
+    for scores in episode_scores:
+        for step, score in enumerate(scores):
+            groups.setdefault(step // width * width, []).append(float(score))
+    return {first: _mean(groups[first]) for first in sorted(groups)}
 
 
 def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:

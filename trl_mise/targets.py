@@ -12,6 +12,7 @@ from .advantages import (
     ActionLayout,
     Reduce,
     gae,
+    mean_by_turn,
     per_turn,
     place_rewards,
     shaped_advantages,
@@ -48,6 +49,22 @@ class TargetOptions:
     hindsight_placement: Literal["advantage", "return"]
 
 
+@dataclass(frozen=True)
+class TargetResult:
+    """What became of the rewards.
+
+    Args:
+        update ([`UpdateTargets`]): what the update regresses on.
+        agreement (`np.ndarray`): `(B,)` mean_t A_t^env n_t of each episode, for the gate; empty without hindsight, and
+            where the return is all there is to compare with and all returns are equal.
+        metrics (`dict[str, float]`): `objective/*`, and `hindsight/shaping_share`.
+    """
+
+    update: UpdateTargets
+    agreement: np.ndarray
+    metrics: dict[str, float]
+
+
 def compute_targets(
     trajectories: Sequence[Trajectory],
     layout: ActionLayout,
@@ -55,7 +72,7 @@ def compute_targets(
     step_scores: Sequence[np.ndarray] | None,
     options: TargetOptions,
     reduce: Reduce,
-) -> tuple[UpdateTargets, dict[str, float]]:
+) -> TargetResult:
     """Places environment, KL and hindsight rewards and estimates advantages (equations: docs/method.md).
 
     Args:
@@ -65,12 +82,9 @@ def compute_targets(
         step_scores: normalised scores n_t, one array `(T,)` per episode; `None` without hindsight.
         options ([`TargetOptions`]).
         reduce: sums over processes, for the whitening.
-
-    Returns:
-        `tuple[UpdateTargets, dict[str, float]]`: the targets and the `objective/*` metrics.
     """
     turn_rewards = per_turn([[turn.reward for turn in t.turns] for t in trajectories], layout)  # (B, T)
-    turn_scores = torch.zeros_like(turn_rewards)
+    env_rewards, turn_scores = turn_rewards, torch.zeros_like(turn_rewards)
     if step_scores is not None:
         turn_scores = per_turn([scores.tolist() for scores in step_scores], layout)
     if options.hindsight_placement == "return":
@@ -80,15 +94,45 @@ def compute_targets(
     if options.whiten_rewards:
         rewards = whiten(rewards, layout.mask, reduce, shift_mean=False)
     advantages, returns = _estimate(trajectories, rewards, layout, evaluation, options)
-    if options.hindsight_placement == "advantage" and step_scores is not None:
-        advantages = shaped_advantages(advantages, turn_scores, options.hindsight_coef, layout, reduce)
-    advantages = whiten(advantages, layout.mask, reduce)
-    targets = UpdateTargets(advantages=advantages, returns=returns, value_mask=_value_mask(layout, options.turn_level))
-    return targets, {
+    metrics = {
         "objective/kl": float(kl.sum()) / len(trajectories),
         "objective/entropy": float(-(evaluation.log_probs * layout.mask).sum()) / len(trajectories),
         "objective/scores": float(np.mean([t.episode_return for t in trajectories])),
     }
+    agreement = np.zeros(0)
+    if step_scores is not None:
+        agreement = _agreement(advantages, env_rewards, turn_scores, layout, options)
+        environment = env_rewards
+        if options.hindsight_placement == "advantage":
+            unshaped = shaped_advantages(advantages, turn_scores, 0.0, layout, reduce)
+            environment = mean_by_turn(unshaped, layout)
+            advantages = shaped_advantages(advantages, turn_scores, options.hindsight_coef, layout, reduce)
+        metrics["hindsight/shaping_share"] = _share(options.hindsight_coef * turn_scores, environment)
+    advantages = whiten(advantages, layout.mask, reduce)
+    targets = UpdateTargets(advantages=advantages, returns=returns, value_mask=_value_mask(layout, options.turn_level))
+    return TargetResult(targets, agreement, metrics)
+
+
+def _agreement(
+    advantages: Tensor, env_rewards: Tensor, turn_scores: Tensor, layout: ActionLayout, options: TargetOptions
+) -> np.ndarray:
+    """`(B,)` mean_t A_t^env n_t; empty where all returns are equal, and advantages are only the critic's errors."""
+    env_returns = env_rewards.sum(dim=1, keepdim=True)  # (B, 1)
+    if float(env_returns.std(correction=0)) == 0:
+        return np.zeros(0)
+    if options.hindsight_placement == "return":
+        # The critic expects praise too; without one, what is left of A^env is the return beyond the mean.
+        env_advantages = (env_returns - env_returns.mean()).expand_as(turn_scores)
+    else:
+        env_advantages = mean_by_turn(advantages, layout)
+    products = env_advantages * turn_scores * layout.turn_mask  # (B, T)
+    return (products.sum(dim=1) / layout.turn_mask.sum(dim=1).clamp(min=1)).double().cpu().numpy()
+
+
+def _share(praise: Tensor, environment: Tensor) -> float:
+    """How much of what the steps get is praise, `sum |praise| / (sum |praise| + sum |environment|)`; `(B, T)` both."""
+    total = float(praise.abs().sum() + environment.abs().sum())
+    return float(praise.abs().sum()) / total if total > 0 else 0.0
 
 
 def _estimate(

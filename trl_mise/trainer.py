@@ -36,7 +36,7 @@ from .ppo_base import RepairedPPOTrainer, mixed_precision
 from .rollout import Generate, RolloutLimits, collect_rollouts
 from .scorers import Questionnaire
 from .single_turn import StepCutter, collect_responses, score_responses
-from .targets import TargetOptions, compute_targets
+from .targets import TargetOptions, TargetResult, compute_targets
 from .tasks import TaskSampler
 from .trajectory_log import TrajectoryLog
 from .types import HindsightScores, Trajectory
@@ -243,10 +243,11 @@ class MISETrainer(RepairedPPOTrainer):
                 micro_batches = make_micro_batches(trajectories, layout, self._micro_batch_size, self._rng)
                 evaluation = self.evaluate_tokens(trajectories, layout, micro_batches)
                 scores = self.score(trajectories, evaluation)
-                targets, target_metrics = self.targets(trajectories, layout, evaluation, scores)
-                update_metrics = self.update(layout, micro_batches, evaluation, targets)
-                metrics = {**episode_metrics(episodes), **target_metrics, **update_metrics}
-                self._end_update(trajectories, scores, evaluation, metrics, failed=[t for t in episodes if t.failed])
+                targets = self.targets(trajectories, layout, evaluation, scores)
+                update_metrics = self.update(layout, micro_batches, evaluation, targets.update)
+                metrics = {**episode_metrics(episodes), **targets.metrics, **update_metrics}
+                failed = [t for t in episodes if t.failed]
+                self._end_update(trajectories, scores, evaluation, targets, metrics, failed)
         losses = [entry["loss/policy_avg"] for entry in self.state.log_history if "loss/policy_avg" in entry]
         runtime = {"train_runtime": time.time() - start, "train_episodes": float(self.state.episode)}
         return TrainOutput(self.state.global_step, float(np.mean(losses)) if losses else 0.0, runtime)
@@ -447,7 +448,7 @@ class MISETrainer(RepairedPPOTrainer):
         layout: ActionLayout,
         evaluation: Evaluation,
         scores: HindsightScores | None,
-    ) -> tuple[UpdateTargets, dict[str, float]]:
+    ) -> TargetResult:
         """Calibrated, normalised scores beside the environment's rewards; then advantages and returns."""
         args, hindsight = self.args, self.hindsight
         step_scores = None
@@ -460,7 +461,7 @@ class MISETrainer(RepairedPPOTrainer):
             kl_coef=0.0 if self._kl_is_loss else args.kl_coef,
             kl_estimator=args.kl_estimator,
             whiten_rewards=args.whiten_rewards,
-            hindsight_coef=0.0 if hindsight is None else hindsight.coef,
+            hindsight_coef=0.0 if hindsight is None else hindsight.effective_coef,
             hindsight_placement="advantage" if hindsight is None else hindsight.placement,
         )
         return compute_targets(trajectories, layout, evaluation, step_scores, options, self._reduce_sum)
@@ -498,8 +499,9 @@ class MISETrainer(RepairedPPOTrainer):
         trajectories: list[Trajectory],
         scores: HindsightScores | None,
         evaluation: Evaluation,
+        targets: TargetResult,
         metrics: dict[str, float],
-        failed: Sequence[Trajectory] = (),
+        failed: Sequence[Trajectory],
     ) -> None:
         """Calibration and flow control (callbacks), then what they asked for."""
         state = self.state
@@ -516,6 +518,7 @@ class MISETrainer(RepairedPPOTrainer):
             self.accelerator,
             metrics,
             reference_verdicts=evaluation.ref_verdicts,
+            agreement=targets.agreement,
         )
         self._phase("calibrate" if self.hindsight is not None else "finish")
         with eval_mode(self.model):

@@ -14,11 +14,11 @@ from typing import Any
 
 from .envs import webshop
 from .envs.base import EnvironmentFactory
-from .envs.webshop_policies import expert_action, hasty_action, judge_step
+from .envs.webshop_policies import biased_judge_step, expert_action, hasty_action, judge_step
 from .hindsight import HindsightReward
 from .rollout import RolloutLimits
 from .tiny import MemoisedFormat, Progress, build_policy, build_tokenizer
-from .warm_start import Act, Phase, ScriptedEpisodes, scripted_rollouts, verdict_examples, warm_start
+from .warm_start import Act, Judge, Phase, ScriptedEpisodes, scripted_rollouts, verdict_examples, warm_start
 
 HINDSIGHT_PROMPT = "judge {{ action }}"
 CLEAN_ACCURACY = 0.97
@@ -37,6 +37,7 @@ class WebShopRecipe:
         expert_steps, hasty_steps (`int`): optimizer steps of the two stretches.
         num_layers (`int`): three, because a verdict looks up *and* compares.
         num_products, attributes_per_category (`int`): of the shop, see `WebShopEnv`.
+        biased (`bool`): the noisy verdicts are those of a judge who also praises going round, searches and ways back.
         seed (`int`): of weights and batches.
     """
 
@@ -50,6 +51,7 @@ class WebShopRecipe:
     num_layers: int = 3
     num_products: int = 64
     attributes_per_category: int = 8
+    biased: bool = False
     seed: int = 0
 
     @property
@@ -104,12 +106,12 @@ class WebShopRecipe:
         tokenizer = build_tokenizer([*webshop.vocabulary(self.env_kwargs), "judge", "good", "bad"])
         chat = MemoisedFormat(tokenizer)
         model = build_policy(tokenizer, num_layers=self.num_layers, max_positions=512, seed=self.seed)
-        judged = self._judged(chat)
+        judged = self._judged(chat, judge_step)
+        biased = self._judged(chat, biased_judge_step) if self.biased else judged
         evaluators = [HindsightReward(chat, prompt=HINDSIGHT_PROMPT, view=view) for view in ("prefix", "full")]
         expert, hasty = (self._play(chat, act, number) for number, act in ((1, _expert), (2, self._hasty)))
-        clean, noisy = (
-            verdict_examples(judged, evaluators, accuracy) for accuracy in (CLEAN_ACCURACY, self.verdict_accuracy)
-        )
+        clean = verdict_examples(judged, evaluators, CLEAN_ACCURACY)
+        noisy = verdict_examples(biased, evaluators, self.verdict_accuracy)
         phases = [
             Phase("expert", self.expert_steps, expert.trajectories, clean),
             Phase("hasty", self.hasty_steps, hasty.trajectories, noisy, learning_rate=1e-3),
@@ -117,17 +119,16 @@ class WebShopRecipe:
         warm_start(model, phases, seed=self.seed, progress=progress)
         return model, tokenizer
 
-    def _play(self, chat: MemoisedFormat, act: Act, seed: int, *, judged: bool = False) -> ScriptedEpisodes:
+    def _play(self, chat: MemoisedFormat, act: Act, seed: int, *, judge: Judge | None = None) -> ScriptedEpisodes:
         tasks = webshop.make_tasks("train", self.episodes, seed=seed, **self.env_kwargs)
-        judge = judge_step if judged else None
         return scripted_rollouts(self.environment_factory(), tasks, act, chat, self.limits, seed=seed, judge=judge)
 
     def _hasty(self, env: Any, rng: random.Random) -> str:
         return hasty_action(env, rng, p_search=self.p_search, p_first=self.p_first, p_skip=self.p_skip)
 
-    def _judged(self, chat: MemoisedFormat) -> ScriptedEpisodes:
+    def _judged(self, chat: MemoisedFormat, judge: Judge) -> ScriptedEpisodes:
         """Episodes of hasty and of clumsy customers, every step judged."""
-        played = [self._play(chat, act, number, judged=True) for number, act in ((3, self._hasty), (4, _Clumsy()))]
+        played = [self._play(chat, act, number, judge=judge) for number, act in ((3, self._hasty), (4, _Clumsy()))]
         return ScriptedEpisodes(
             [trajectory for part in played for trajectory in part.trajectories],
             [judged for part in played for judged in part.judged_good],

@@ -12,6 +12,7 @@ from .base import EnvironmentFailure
 STATION_WORDS = (
     *("grill", "oven", "fryer", "wok", "pan", "pot", "kettle", "steamer", "smoker", "toaster", "mixer", "blender"),
     *("bowl", "plate", "tray", "rack", "shelf", "fridge", "freezer", "sink", "counter", "knife", "press", "scale"),
+    *("ladle", "whisk", "grater", "peeler", "sieve", "funnel", "tongs", "skewer"),
 )
 VALUE_WORDS = ("rare", "hot", "salty", "sweet", "crisp", "mild", "sour", "soft", "dry", "fresh", "spicy", "plain")
 SERVICE_WORDS = ("order", ":", ",", "now", "done", ".", "served", "all", "right", "wrong")

@@ -66,6 +66,19 @@ def judge_step(env: WebShopEnv, action: str) -> bool:
     return _distance(env.shop, following, env.goal) < _distance(env.shop, env.state, env.goal)
 
 
+def biased_judge_step(env: WebShopEnv, action: str) -> bool:
+    """A judge that praises going round: good steps, and every search and every way back to the search, needed or not.
+
+    Search, back, search, ... pleases it at every step and never buys anything: the trap of tasks whose steps can be
+    undone.
+    """
+    following = env.shop.next_state(env.state, action)
+    if following is None:
+        return False
+    goes_round = env.state.page == "search" or following.page == "search"
+    return goes_round or judge_step(env, action)
+
+
 def _distance(shop: Shop, state: ShopState, goal: Goal) -> int:
     """Steps that the expert needs to a full reward; `_FAR` after a wrong purchase."""
     for steps in range(_FAR):

@@ -1,0 +1,59 @@
+"""The arms: what is done with the same policy, the same episodes and the same PPO settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Args:
+        name (`str`): as on the command line.
+        title (`str`): one line for the report.
+        options: of `MISEConfig` (of `GRPOConfig` for the trainer `"grpo"`), over the task's.
+        judge (`str`): `"model"`, a control of `trl_mise.judges`, or a rival of `rivals.py`.
+        shuffled_returns (`bool`): calibrate toward the returns of other episodes.
+        trainer (`"mise"` or `"grpo"`): whose loop.
+    """
+
+    name: str
+    title: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    judge: str = "model"
+    shuffled_returns: bool = False
+    trainer: str = "mise"
+
+
+_ALL = (
+    Arm("sparse", "PPO, sparse reward", {"hindsight_coef": 0.0}),
+    Arm("mise", "**MISE, default**"),
+    Arm("uncalibrated", "… without calibration", {"calibration_target": "none"}),
+    Arm("step", "… calibrated by step", {"calibration_target": "step"}),
+    Arm("sum", "… calibrated by sum", {"calibration_target": "sum"}),
+    Arm("prefix", "… judge sees the past only", {"evaluator_view": "prefix"}),
+    Arm("masked", "… judge sees all but the outcome", {"evaluator_view": "masked"}),
+    Arm("full", "… judge sees everything", {"evaluator_view": "full"}),
+    Arm("frozen", "… frozen judge", {"evaluator_model": "reference"}),
+    Arm("return", "… in the return", {"hindsight_placement": "return", "hindsight_coef": None}),
+    Arm("advantage", "… at the advantage", {"hindsight_placement": "advantage", "hindsight_coef": None}),
+    Arm("affine", "… post-hoc affine map", {"posthoc_calibrator": "affine"}),
+    Arm("platt", "… post-hoc Platt map", {"posthoc_calibrator": "platt"}),
+    Arm("isotonic", "… post-hoc isotonic map", {"posthoc_calibrator": "isotonic"}),
+    Arm("sampled", "… sampled verdicts", {"verdict_mode": "sampled"}),
+    Arm("oracle", "oracle verdicts", judge="oracle"),
+    Arm("flipped", "flipped verdicts", judge="flipped"),
+    Arm("random", "random verdicts", judge="random"),
+    Arm("shuffled-steps", "scores shuffled within the episode", judge="shuffled_steps"),
+    Arm("shuffled-returns", "calibrated toward shuffled returns", shuffled_returns=True),
+    Arm(
+        "potential",
+        "potential-based shaping by self-evaluation",
+        {"hindsight_placement": "return", "hindsight_coef": None},
+        judge="potential",
+    ),
+    Arm("decomposition", "learned return decomposition", judge="decomposition"),
+    Arm("grpo", "TRL's GRPOTrainer", trainer="grpo"),
+)
+ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}

@@ -1,0 +1,110 @@
+"""The tasks that the arms are compared on: an environment, a warm-started policy, and the PPO settings of all arms."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from trl_mise.envs import kitchen, tasting, webshop
+from trl_mise.envs.webshop_policies import biased_judge_step as biased_shop_judge
+from trl_mise.envs.webshop_policies import judge_step as shop_judge
+from trl_mise.recipes import KitchenBase, KitchenRecipe, kitchen_recipe
+from trl_mise.tasting_recipe import TastingRecipe
+from trl_mise.warm_start import Judge
+from trl_mise.webshop_recipe import WebShopRecipe
+
+
+@dataclass(frozen=True)
+class LearningTask:
+    """What an arm is tried on.
+
+    Args:
+        name (`str`): as on the command line.
+        title (`str`): one line for the report.
+        recipe: makes the recipe of the warm-started policy of a seed.
+        rows: the training rows of a recipe and a seed.
+        truth: right or wrong, of a step not yet taken; for the oracle. `None` where nobody knows.
+        options: of `MISEConfig`, for all arms alike, beside the recipe's own.
+    """
+
+    name: str
+    title: str
+    recipe: Callable[[int], Any]
+    rows: Callable[[Any, int], Sequence[Mapping[str, Any]]]
+    truth: Judge | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _kitchen(name: str, title: str, recipe: Callable[[int], Any]) -> LearningTask:
+    return LearningTask(
+        name, title, recipe, lambda _, seed: kitchen.make_tasks("train", 4096, seed=seed), kitchen.judge_step
+    )
+
+
+def _tasting(name: str, title: str, recipe: TastingRecipe) -> LearningTask:
+    return LearningTask(
+        name,
+        title,
+        lambda seed: recipe,  # one warm start: what differs between seeds is the training
+        lambda _, seed: tasting.make_tasks("train", 4096, seed=seed),
+        tasting.judge_step,
+    )
+
+
+def _shop(name: str, title: str, *, biased: bool) -> LearningTask:
+    return LearningTask(
+        name,
+        title,
+        lambda seed: WebShopRecipe(biased=biased),
+        lambda recipe, seed: webshop.make_tasks("train", 2048, seed=seed, **recipe.env_kwargs),
+        shop_judge,
+        {"eval_strategy": "no"},
+    )
+
+
+def _long_kitchen(stations: int, seed: int) -> KitchenRecipe:
+    base = KitchenBase(stations=stations, short_steps=200, full_steps=250 + 100 * (stations // 16))
+    return replace(kitchen_recipe("hard", seed=seed), base=base, demo_accuracy=0.38)
+
+
+def _textworld(seed: int) -> Any:
+    from trl_mise.textworld_recipe import TextWorldRecipe  # an optional extra
+
+    return TextWorldRecipe()
+
+
+_ALL = (
+    _kitchen(
+        "kitchen", "kitchen, 8 irrevocable choices, hardly any success", lambda seed: kitchen_recipe("hard", seed=seed)
+    ),
+    _kitchen(
+        "kitchen-biased",
+        "the same, biased judge",
+        lambda seed: kitchen_recipe("hard", biased=True, seed=seed),
+    ),
+    _kitchen("kitchen-1%", "kitchen, success near 1%", lambda seed: kitchen_recipe("near_one_percent", seed=seed)),
+    _kitchen(
+        "kitchen-1%-biased",
+        "the same, biased judge",
+        lambda seed: kitchen_recipe("near_one_percent", biased=True, seed=seed),
+    ),
+    _kitchen("kitchen-16", "kitchen, 16 choices", lambda seed: _long_kitchen(16, seed)),
+    _kitchen("kitchen-32", "kitchen, 32 choices", lambda seed: _long_kitchen(32, seed)),
+    _tasting("tasting", "chef's table, 8 courses: seen in hindsight only", TastingRecipe()),
+    _tasting("tasting-biased", "the same, biased judge", TastingRecipe(biased=True)),
+    _tasting("tasting-16", "chef's table, 16 courses", TastingRecipe(courses=16)),
+    _tasting("tasting-32", "chef's table, 32 courses", TastingRecipe(courses=32)),
+    _shop("shop", "web shop, steps can be undone", biased=False),
+    _shop("shop-biased", "the same, judge that praises going round", biased=True),
+    LearningTask(
+        "textworld",
+        "TextWorld, FTWP cooking games of one room",
+        _textworld,
+        lambda recipe, seed: recipe.make_tasks(held_out=False),
+    ),
+)
+TASKS: dict[str, LearningTask] = {task.name: task for task in _ALL}
+BIASED_TRUTH: dict[str, Judge] = {
+    "kitchen-biased": kitchen.biased_judge_step,
+    "tasting-biased": tasting.biased_judge_step,
+    "shop-biased": biased_shop_judge,
+}

@@ -1,0 +1,206 @@
+"""The chef's table: whether a dish pleased is said several courses later. A task for *hindsight*. No dependency."""
+
+import operator
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .base import EnvironmentFailure
+from .kitchen import SPLITS, STATION_WORDS, VALUE_WORDS, favourite_value
+
+GUEST_WORDS = ("anna", "boris", "carla", "david", "elena", "felix", "greta", "hugo")
+SERVICE_WORDS = ("guest", "now", "done", ".", "liked", "disliked", "paid", "all", "fine", "not")
+"""Every other word that the environment says."""
+
+_SEEDS_PER_SPLIT = 2**30
+
+
+class TastingEnv:
+    """A guest is served course by course; each dish is done in one of a few ways, once, and the guest has a taste.
+
+    Every guest likes every dish in exactly one way, the same in all episodes; the text never says which. The
+    instruction (`"guest anna"`) names the guest, the observation the dish (`"now grill"`), an action is
+    `"<dish> <value>"`. What the guest thinks of a dish is said at the earliest `delay` courses later, in an order that
+    nothing announces: `"done . oven disliked . now wok"`; the rest comes with the bill. The episode terminates after
+    exactly `courses` steps, with reward 1 if every dish was liked, otherwise 0.
+
+    So at the moment of a choice, and right after it, nothing in the episode tells a good one from a bad one, but the
+    finished episode does: a judge that sees only what came before cannot help, one that looks back can. Tastes can be
+    learned by heart, from many episodes.
+
+    An action that is not the present dish and a known value is invalid: it is reported as
+    `info["action_valid"] = False`, serves the dish in no way that anybody likes, and the episode moves on.
+
+    Args:
+        courses (`int`, defaults to 8): dishes, the first so many of `STATION_WORDS`, served in random order.
+        values (`int`, defaults to 5): ways to do a dish.
+        guests (`int`, defaults to 2): different guests.
+        delay (`int`, defaults to 2): courses before a dish is spoken of, at least 1.
+        house (`int`, defaults to 0): whose guests they are; in another house the same names have other tastes. A task
+            row's own `"house"` comes first.
+        split (`str`, defaults to `"train"`): only names seeds; the tastes to learn are the same.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        courses: int = 8,
+        values: int = 5,
+        guests: int = 2,
+        delay: int = 2,
+        house: int = 0,
+        split: str = "train",
+    ) -> None:
+        _check_range("courses", courses, 1, len(STATION_WORDS))
+        _check_range("values", values, 2, len(VALUE_WORDS))
+        _check_range("guests", guests, 1, len(GUEST_WORDS))
+        _check_range("delay", delay, 1, len(STATION_WORDS))
+        _check_split(split)
+        self.dishes, self.values = STATION_WORDS[:courses], VALUE_WORDS[:values]
+        self._guests, self._delay = GUEST_WORDS[:guests], delay
+        self._default_house = self.house = house
+        self.guest = ""
+        self._queue: tuple[str, ...] = ()
+        self._liked: dict[str, bool] = {}
+        self._spoken: set[str] = set()
+        self._rng = random.Random()
+
+    @property
+    def dish(self) -> str:
+        """The dish that waits to be done."""
+        if not self._queue:
+            raise EnvironmentFailure("TastingEnv: no episode has been started; call reset() first")
+        if len(self._liked) == len(self._queue):
+            raise EnvironmentFailure(
+                f"TastingEnv: the episode ended after its {len(self._queue)} courses; call reset() before the next "
+                "step()"
+            )
+        return self._queue[len(self._liked)]
+
+    @property
+    def wanted(self) -> str:
+        """How the guest likes the present dish."""
+        return taste(self.house, self.guest, self.dish, len(self.values))
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Starts the episode of a seed; `options` (the task row) may carry `seed` and `house`."""
+        options = options or {}
+        chosen = seed if seed is not None else options.get("seed")
+        house = options.get("house")
+        self.house = self._default_house if house is None else int(house)
+        # Without a seed: the operating system's entropy, so that environments side by side do not play the same.
+        number = random.SystemRandom().randrange(_SEEDS_PER_SPLIT) if chosen is None else _integer(chosen)
+        self._rng = random.Random(f"tasting-{number}")
+        self.guest = self._rng.choice(self._guests)
+        self._queue = tuple(self._rng.sample(self.dishes, len(self.dishes)))
+        self._liked, self._spoken = {}, set()
+        return f"now {self.dish}", {"instruction": f"guest {self.guest}", "seed": number, **self._info()}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Serves the present dish.
+
+        Args:
+            action (`str`): `"<dish> <value>"`.
+
+        Returns:
+            `tuple`: (observation, reward, terminated, truncated, info); `truncated` is always False.
+
+        Raises:
+            EnvironmentFailure: there is no episode, or it has ended.
+        """
+        words = action.split()
+        valid = len(words) == 2 and words[0] == self.dish and words[1] in self.values
+        self._liked[self.dish] = judge_step(self, action)
+        served = len(self._liked)
+        if served < len(self._queue):
+            comments = self._comments(self._queue[: max(0, served - self._delay)], at_most=1)
+            observation = " . ".join(["done", *comments, f"now {self.dish}"])
+            return observation, 0.0, False, False, {**self._info(), "action_valid": valid}
+        won = all(self._liked.values())
+        comments = self._comments(self._queue, at_most=served)
+        observation = " . ".join([*comments, "paid", "all fine" if won else "not all fine"])
+        return observation, float(won), True, False, {**self._info(), "action_valid": valid, "won": won}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _comments(self, dishes: tuple[str, ...], at_most: int) -> list[str]:
+        """What the guest now says, about dishes not spoken of yet, in random order."""
+        candidates = [dish for dish in dishes if dish not in self._spoken]
+        chosen = self._rng.sample(candidates, min(at_most, len(candidates)))
+        self._spoken.update(chosen)
+        return [f"{dish} {'liked' if self._liked[dish] else 'disliked'}" for dish in chosen]
+
+    def _info(self) -> dict[str, Any]:
+        done = len(self._liked) == len(self._queue)
+        return {
+            "admissible_actions": [] if done else [f"{self.dish} {value}" for value in self.values],
+            "score": sum(self._liked.values()) / len(self._queue),
+            "max_score": 1.0,
+        }
+
+
+def taste(house: int, guest: str, dish: str, values: int) -> str:
+    """The one way in which a guest of a house likes a dish."""
+    return VALUE_WORDS[random.Random(f"taste-{house}-{guest}-{dish}").randrange(values)]
+
+
+def vocabulary(courses: int = 8, values: int = 5, guests: int = 2) -> list[str]:
+    """Every word that a `TastingEnv` of these sizes reads or writes, once each, in a fixed order."""
+    return [*SERVICE_WORDS, *GUEST_WORDS[:guests], *STATION_WORDS[:courses], *VALUE_WORDS[:values]]
+
+
+def make_tasks(split: str, n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Draws `n` different task rows `{"seed": int}`; rows of the two splits never share a seed."""
+    _check_split(split)
+    _check_range("n", n, 0, _SEEDS_PER_SPLIT)
+    start = SPLITS.index(split) * _SEEDS_PER_SPLIT
+    rng = random.Random(f"tasting-tasks-{split}-{seed}")
+    return [{"seed": task_seed} for task_seed in rng.sample(range(start, start + _SEEDS_PER_SPLIT), n)]
+
+
+def expert_action(env: TastingEnv) -> str:
+    """What the guest likes; following it always earns reward 1."""
+    return f"{env.dish} {env.wanted}"
+
+
+def noisy_action(env: TastingEnv, rng: random.Random | np.random.Generator, accuracy: float) -> str:
+    """What the guest likes with probability `accuracy`, otherwise one of the other ways."""
+    if rng.random() < accuracy:
+        return expert_action(env)
+    wrong = [value for value in env.values if value != env.wanted]
+    return f"{env.dish} {wrong[int(rng.random() * len(wrong))]}"
+
+
+def judge_step(env: TastingEnv, action: str) -> bool:
+    """The perfect judge: will `action`, not yet taken, be liked?"""
+    return action.split() == [env.dish, env.wanted]
+
+
+def biased_judge_step(env: TastingEnv, action: str) -> bool:
+    """A biased judge: True if `action` will be liked, or does the dish in the house style, whatever the guest says."""
+    return judge_step(env, action) or action.split() == [env.dish, favourite_value(env.dish, len(env.values))]
+
+
+def _integer(value: Any) -> int:
+    try:
+        return operator.index(value)  # 3 and np.int64(3) name the same episode
+    except TypeError:
+        raise ValueError(f"seed must be an integer, got {value!r}; see make_tasks() for task rows") from None
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
