@@ -13,6 +13,7 @@ from trl_mise.metrics import (
     hindsight_metrics,
     kl_to_proxy,
     mutual_information,
+    score_by_step,
     verdict_entropy,
     within_episode_spread,
 )
@@ -65,6 +66,43 @@ def test_auroc_agrees_with_sklearn_with_ties(pairs):
     assert value == pytest.approx(sklearn_metrics.roc_auc_score(outcomes, scores), abs=1e-12)
     assert auroc(-scores, outcomes) == pytest.approx(1 - value, abs=1e-12)
     assert auroc(np.exp(3 * scores), outcomes) == value  # only the order counts
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=60), st.integers(1, 12))
+def test_brier_and_ece_agree_with_sklearn(pairs, bins):
+    pytest.importorskip("sklearn")
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import brier_score_loss
+
+    scores, outcomes = (np.array(column) for column in zip(*pairs, strict=True))
+    # On the edge of a bin the two disagree about who is in it.
+    scores = np.where(np.abs(scores * bins - np.round(scores * bins)) < 1e-9, 0.5 / bins, scores)
+    if outcomes.all() or not outcomes.any():
+        return
+    assert brier(scores, outcomes) == pytest.approx(brier_score_loss(outcomes, scores), abs=1e-12)
+    share, mean = calibration_curve(outcomes, scores, n_bins=bins, strategy="uniform")
+    counts = np.bincount(np.minimum((scores * bins).astype(int), bins - 1), minlength=bins)
+    expected = (counts[counts > 0] * np.abs(share - mean)).sum() / len(scores)
+    assert ece(scores, outcomes, bins) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.1, 0.25, 0.5])
+def test_mutual_information_of_a_binary_channel(flip):
+    """Verdicts that are right with probability 1 - flip, about steps that are good half the time: log 2 - H(flip)."""
+    rows = np.array([[1 - flip, flip], [flip, 1 - flip]] * 50)
+    closed_form = np.log(2) + sum(p * np.log(p) for p in (flip, 1 - flip) if p > 0)
+    assert mutual_information(rows) == pytest.approx(closed_form, abs=1e-12)
+
+
+def test_score_by_step():
+    assert score_by_step([np.array([0.2, 0.4]), np.array([0.6]), np.array([])]) == {
+        0: pytest.approx(0.4),
+        1: pytest.approx(0.4),
+    }
+    assert score_by_step([]) == {}
+    long = score_by_step([np.arange(10) / 10], most=4)  # three steps at a time
+    assert long == {0: pytest.approx(0.1), 3: pytest.approx(0.4), 6: pytest.approx(0.7), 9: pytest.approx(0.9)}
 
 
 def test_brier_golden_and_decomposition_at_a_constant():
@@ -176,6 +214,8 @@ def test_hindsight_metrics_golden():
         "hindsight/verdict_entropy": pytest.approx(verdict_entropy(scores.verdict_probs)),
         "mise/mutual_information": pytest.approx(mutual_information(scores.verdict_probs)),
         "mise/kl_to_proxy": pytest.approx(kl_to_proxy(scores.verdict_probs, GOOD_BAD, 0.5)),
+        "hindsight/by_step/0": pytest.approx(0.9 / 3),
+        "hindsight/by_step/1": pytest.approx(0.75),
     }
     assert all(type(value) is float for value in metrics.values())
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trl_mise.config import MISEConfig
     from trl_mise.envs.base import EnvironmentFailure, TextEnv
     from trl_mise.envs.check import check_env
+    from trl_mise.health import HindsightHealthWarning
     from trl_mise.hindsight import EvaluatorFailure, HindsightReward
     from trl_mise.trainer import MISETrainer
     from trl_mise.types import HindsightScores, StopReason, Trajectory, Turn
@@ -25,6 +26,7 @@ __all__ = [
     "EnvironmentFailure",
     "EvaluatorFailure",
     "GenerationBackend",
+    "HindsightHealthWarning",
     "HindsightReward",
     "HindsightScores",
     "MISEConfig",
@@ -44,6 +46,7 @@ _MODULE_OF = {
     "EnvironmentFailure": "trl_mise.envs.base",
     "EvaluatorFailure": "trl_mise.hindsight",
     "GenerationBackend": "trl_mise.backends",
+    "HindsightHealthWarning": "trl_mise.health",
     "HindsightReward": "trl_mise.hindsight",
     "HindsightScores": "trl_mise.types",
     "MISEConfig": "trl_mise.config",

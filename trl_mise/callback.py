@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .calibration import CalibrationExample, ReplayBuffer, make_calibrator
 from .calibration_losses import anchor_loss, step_target_loss, sum_target_loss, verdict_log_odds
+from .health import HealthMonitor, HealthThresholds, HindsightHealthWarning
 from .hindsight import HindsightReward
 from .metrics import hindsight_metrics
 from .packing import plan_batches
@@ -291,6 +293,30 @@ class CalibrationCallback(TrainerCallback):
         self._optimizer_state = (
             torch.load(path, map_location="cpu", weights_only=True) if os.path.exists(path) else None
         )
+
+
+class HealthCallback(TrainerCallback):
+    """Gives a [`HindsightHealthWarning`] where the judge seems to fail; changes nothing.
+
+    Args:
+        thresholds ([`HealthThresholds`], *optional*): when something counts as ill.
+    """
+
+    def __init__(self, thresholds: HealthThresholds | None = None) -> None:
+        self.monitor = HealthMonitor(thresholds)
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, update: UpdateRecord | None = None, **kwargs: Any
+    ) -> None:
+        """Looks at the update's metrics and verdicts; on the main process."""
+        if update is None or update.scores is None or not state.is_world_process_zero:
+            return
+        judged = [
+            (s.mean(), t.success) for s, t in zip(update.scores.split(), update.trajectories, strict=True) if len(s)
+        ]
+        scores, won = (np.array([pair[i] for pair in judged]) for i in (0, 1))
+        for message in self.monitor.update(update.metrics, scores, won.astype(bool)):
+            warnings.warn(f"update {state.global_step}: {message}", HindsightHealthWarning, stacklevel=2)
 
 
 def _expected(logits: Tensor, hindsight: HindsightReward) -> np.ndarray:

@@ -118,6 +118,8 @@ class MISEConfig(PPOConfig):
             Weight of the anchor to the reference model's own verdicts.
         posthoc_calibrator (`"identity"`, `"affine"`, `"platt"` or `"isotonic"`, *optional*, defaults to `"identity"`):
             Map applied to the scores, refitted on the calibration buffer after every update.
+        health_warnings (`bool`, *optional*, defaults to `True`):
+            Give a [`HindsightHealthWarning`] where the judge seems to fail.
         log_trajectories (`bool`, *optional*, defaults to `True`):
             Write every training episode to `<output_dir>/trajectories.jsonl`.
     """
@@ -176,6 +178,7 @@ class MISEConfig(PPOConfig):
     posthoc_calibrator: Literal["identity", "affine", "platt", "isotonic"] = _option(
         "identity", "Map applied to the scores, refitted on the calibration buffer."
     )
+    health_warnings: bool = _option(True, "Warn where the judge seems to fail.")
     log_trajectories: bool = _option(True, "Write every training episode to trajectories.jsonl.")
 
     def __post_init__(self) -> None:

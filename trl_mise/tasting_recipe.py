@@ -40,7 +40,7 @@ class TastingRecipe:
     courses: int = 8
     values: int = 5
     guests: int = 2
-    clean_steps: int = 500
+    clean_steps: int = 800
     noisy_steps: int = 80
     episodes: int = 1500
     seed: int = 0

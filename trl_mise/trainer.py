@@ -19,7 +19,7 @@ from ._trl import PPOConfig, unwrap_model_for_generation
 from .actor_critic import ValueHead
 from .advantages import ActionLayout, action_layout
 from .backends import BACKENDS, GenerationBackend, TransformersBackend
-from .callback import CalibrationCallback, UpdateRecord
+from .callback import CalibrationCallback, HealthCallback, UpdateRecord
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .checks import check_arguments, check_batch
 from .config import MISEConfig
@@ -161,6 +161,9 @@ class MISETrainer(RepairedPPOTrainer):
         calibrates = any(isinstance(callback, CalibrationCallback) for callback in self.callback_handler.callbacks)
         if self.hindsight is not None and not calibrates:
             self.add_callback(self._default_calibration())
+        if self.hindsight is not None and args.health_warnings:
+            # After the calibration, whose metrics it looks at.
+            self.add_callback(HealthCallback())
         if self._environments is not None and args.check_environment:
             try:
                 check_env(self._environments.factory, task=dict(self.train_dataset[0]))

@@ -22,13 +22,13 @@ class TastingEnv:
 
     Every guest likes every dish in exactly one way, the same in all episodes; the text never says which. The
     instruction (`"guest anna"`) names the guest, the observation the dish (`"now grill"`), an action is
-    `"<dish> <value>"`. What the guest thinks of a dish is said at the earliest `delay` courses later, in an order that
-    nothing announces: `"done . oven disliked . now wok"`; the rest comes with the bill. The episode terminates after
-    exactly `courses` steps, with reward 1 if every dish was liked, otherwise 0.
+    `"<dish> <value>"`. What the guest thinks of a dish is said at some time from `delay` courses later to the bill,
+    which nothing announces: `"done . oven disliked . now wok"`. The episode terminates after exactly `courses` steps,
+    with reward 1 if every dish was liked, otherwise 0.
 
-    So at the moment of a choice, and right after it, nothing in the episode tells a good one from a bad one, but the
-    finished episode does: a judge that sees only what came before cannot help, one that looks back can. Tastes can be
-    learned by heart, from many episodes.
+    So at the moment of a choice, and right after it, nothing in the episode tells a good one from a bad one (but for the
+    last dish), and the finished episode does: a judge that sees only what came before cannot help, one that looks back
+    can. Tastes can be learned by heart, from many episodes.
 
     An action that is not the present dish and a known value is invalid: it is reported as
     `info["action_valid"] = False`, serves the dish in no way that anybody likes, and the episode moves on.
@@ -37,7 +37,7 @@ class TastingEnv:
         courses (`int`, defaults to 8): dishes, the first so many of `STATION_WORDS`, served in random order.
         values (`int`, defaults to 5): ways to do a dish.
         guests (`int`, defaults to 2): different guests.
-        delay (`int`, defaults to 2): courses before a dish is spoken of, at least 1.
+        delay (`int`, defaults to 2): least number of courses between a dish and what is said of it, at least 1.
         house (`int`, defaults to 0): whose guests they are; in another house the same names have other tastes. A task
             row's own `"house"` comes first.
         split (`str`, defaults to `"train"`): only names seeds; the tastes to learn are the same.
@@ -67,7 +67,7 @@ class TastingEnv:
         self.guest = ""
         self._queue: tuple[str, ...] = ()
         self._liked: dict[str, bool] = {}
-        self._spoken: set[str] = set()
+        self._said_after: dict[str, int] = {}  # dish -> number of courses served by then
         self._rng = random.Random()
 
     @property
@@ -100,7 +100,11 @@ class TastingEnv:
         self._rng = random.Random(f"tasting-{number}")
         self.guest = self._rng.choice(self._guests)
         self._queue = tuple(self._rng.sample(self.dishes, len(self.dishes)))
-        self._liked, self._spoken = {}, set()
+        self._liked, last = {}, len(self._queue)
+        earliest = (min(course + self._delay, last) for course in range(1, last + 1))
+        self._said_after = {
+            dish: self._rng.randint(first, last) for dish, first in zip(self._queue, earliest, strict=True)
+        }
         return f"now {self.dish}", {"instruction": f"guest {self.guest}", "seed": number, **self._info()}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -118,24 +122,20 @@ class TastingEnv:
         words = action.split()
         valid = len(words) == 2 and words[0] == self.dish and words[1] in self.values
         self._liked[self.dish] = judge_step(self, action)
-        served = len(self._liked)
-        if served < len(self._queue):
-            comments = self._comments(self._queue[: max(0, served - self._delay)], at_most=1)
-            observation = " . ".join(["done", *comments, f"now {self.dish}"])
+        if len(self._liked) < len(self._queue):
+            observation = " . ".join(["done", *self._comments(), f"now {self.dish}"])
             return observation, 0.0, False, False, {**self._info(), "action_valid": valid}
         won = all(self._liked.values())
-        comments = self._comments(self._queue, at_most=served)
-        observation = " . ".join([*comments, "paid", "all fine" if won else "not all fine"])
+        observation = " . ".join([*self._comments(), "paid", "all fine" if won else "not all fine"])
         return observation, float(won), True, False, {**self._info(), "action_valid": valid, "won": won}
 
     def close(self) -> None:
         """Nothing to free."""
 
-    def _comments(self, dishes: tuple[str, ...], at_most: int) -> list[str]:
-        """What the guest now says, about dishes not spoken of yet, in random order."""
-        candidates = [dish for dish in dishes if dish not in self._spoken]
-        chosen = self._rng.sample(candidates, min(at_most, len(candidates)))
-        self._spoken.update(chosen)
+    def _comments(self) -> list[str]:
+        """What the guest says now, in random order."""
+        due = [dish for dish, courses in self._said_after.items() if courses == len(self._liked)]
+        chosen = self._rng.sample(due, len(due))
         return [f"{dish} {'liked' if self._liked[dish] else 'disliked'}" for dish in chosen]
 
     def _info(self) -> dict[str, Any]:

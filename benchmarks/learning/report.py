@@ -1,0 +1,215 @@
+"""Writes `docs/results.md` and its plots from `benchmarks/results/learning/*.jsonl`; no number is copied by hand.
+
+python -m benchmarks.learning.report
+"""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._common import markdown
+from benchmarks.learning.arms import ARMS
+from benchmarks.learning.estimators import bootstrap_band, paired_ratios, summarise
+from benchmarks.learning.runner import Cell, ResultStore
+from benchmarks.learning.suites import CLAIMS, FULL, areas_of, missing_for
+from benchmarks.learning.tasks import TASKS
+
+ROOT = Path(__file__).parents[2]
+RESULTS_PAGE = ROOT / "docs" / "results.md"
+ASSETS = ROOT / "docs" / "assets"
+SHOWN = ("mise", "sparse", "grpo", "uncalibrated", "prefix", "flipped")
+"""Arms in the plots; more than six lines cannot be read."""
+COLOURS = dict(zip(SHOWN, ("#1f5a99", "#8a8a8a", "#c8501e", "#6aa84f", "#8e63b0", "#c9a227"), strict=True))
+
+Runs = list[dict[str, Any]]
+
+
+def main() -> None:
+    store = ResultStore()
+    runs = {name: [run for run in store.runs(name) if run["arm"] in ARMS] for name in TASKS}
+    searches = {name: [run for run in store.runs(name) if run["arm"] not in ARMS] for name in TASKS}
+    RESULTS_PAGE.write_text(page(runs, searches), encoding="utf-8")
+    for name, of_task in runs.items():
+        if of_task:
+            plot_learning(TASKS[name].title, of_task, ASSETS / f"results-{_file_name(name)}.png")
+    plot_judges(runs, ASSETS / "results-judges.png")
+
+
+def page(runs: dict[str, Runs], searches: dict[str, Runs]) -> str:
+    """The text of `docs/results.md`."""
+    everything = [run for of_task in runs.values() for run in of_task]
+    hours = sum(run["seconds"] for run in everything) / 3600
+    machines = sorted({run["machine"] for run in everything})
+    parts = [
+        "# Results\n",
+        "Written by `python -m benchmarks.learning.report` from `benchmarks/results/learning/*.jsonl`, which",
+        "`python -m benchmarks.learning --suite full` fills. Do not edit.\n",
+        f"{len(everything)} runs, {hours:.1f} hours of one core each, on {', '.join(machines)}. Success is that of",
+        "the *sampled training episodes*: **AUC** is its mean over a run, **final** over the last 10 updates, both",
+        "averaged over seeds; **95%** is a bootstrap band of the mean AUC over seeds (with so few too narrow),",
+        "**worst** the AUC of the worst seed, **/ sparse** the least ratio of AUCs of a pair of the same seed. All",
+        "arms of a task start from the same weights and share PPO settings and episodes. The policies are those of",
+        "[`README.md`](../README.md#results): from-scratch decoders with 0.1M parameters.\n",
+        "## What the default must show\n",
+        claims_table(everything),
+        "",
+    ]
+    for name, of_task in runs.items():
+        if of_task:
+            parts += task_section(name, of_task, searches[name])
+    parts += [
+        "## The judges\n",
+        "![Judges: agreement with the outcome, and where in the episode praise goes](assets/results-judges.png)\n",
+        "`python -m benchmarks.learning.report`. Left and middle: how well an episode's mean score tells success, and",
+        "its squared error as a forecast, on episodes that the judge has not been calibrated on yet. Right: mean",
+        "score by place in the episode, at the end of training.",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def claims_table(runs: Runs) -> str:
+    """Every claim with its figures; those that fail stand here too."""
+    areas = areas_of(runs)
+    rows = []
+    for claim in CLAIMS:
+        row = {"task": claim.task, "claim": claim.text}
+        if missing_for(claim, areas):
+            rows.append({**row, "holds": "not run", "figures": ""})
+        else:
+            holds, figures = claim.check(areas)
+            rows.append({**row, "holds": "yes" if holds else "**no**", "figures": figures})
+    return markdown(rows)
+
+
+def task_section(name: str, runs: Runs, searches: Runs) -> list[str]:
+    """Table, plot and commands of a task."""
+    title = TASKS[name].title
+    arms = [arm for arm in ARMS if any(run["arm"] == arm for run in runs)]
+    seeds = sorted({run["seed"] for run in runs})
+    command = (
+        f"python -m benchmarks.learning --tasks {name} --arms {' '.join(arms)} --seeds {' '.join(map(str, seeds))}"
+    )
+    lines = [
+        f"## {name}: {title}\n",
+        markdown([arm_row(arm, runs) for arm in arms]),
+        "",
+        f"![Success over episodes](assets/results-{_file_name(name)}.png)\n",
+        f"`{command}`, about {statistics.mean(run['seconds'] for run in runs):.0f} s a run.",
+        "",
+    ]
+    if searches:
+        names = sorted({run["arm"] for run in searches})
+        lines += [
+            "Other settings that were tried (seeds of their own):\n",
+            markdown([arm_row(arm, searches, title=arm) for arm in names]),
+            "",
+        ]
+    return lines
+
+
+def arm_row(arm: str, runs: Runs, title: str | None = None) -> dict[str, Any]:
+    of_arm = [run for run in runs if run["arm"] == arm]
+    summary = summarise([run["curves"]["env/success"] for run in of_arm])
+    areas = areas_of(runs)
+    task = of_arm[0]["task"]
+    ratios = paired_ratios(areas[task, arm], areas.get((task, "sparse"), {}))
+    return {
+        "arm": title or ARMS[arm].title,
+        "name": f"`{arm}`",
+        "seeds": summary.seeds,
+        "AUC": f"{summary.auc:.3f}",
+        "95%": f"{summary.low:.2f}–{summary.high:.2f}",
+        "worst": f"{summary.worst:.3f}",
+        "final": f"{summary.final:.2f}",
+        "/ sparse": _ratio_text(ratios, arm),
+    }
+
+
+def _ratio_text(ratios: dict[int, float], arm: str) -> str:
+    if arm == "sparse" or not ratios:
+        return ""
+    least = min(ratios.values())
+    return "∞" if np.isinf(least) else f"{least:.2f}" if least < 100 else "> 100"
+
+
+def plot_learning(title: str, runs: Runs, path: Path) -> None:
+    """Success over episodes, mean of the seeds with a 95% bootstrap band."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7, 3.6))
+    for arm in SHOWN:
+        of_arm = [run for run in runs if run["arm"] == arm]
+        if not of_arm:
+            continue
+        curves = np.array([run["curves"]["env/success"] for run in of_arm], dtype=float)  # (seeds, updates)
+        episodes = (np.arange(curves.shape[1]) + 1) * of_arm[0]["settings"]["total_episodes"] / curves.shape[1]
+        curves = _smooth(curves)
+        low, high = bootstrap_band(curves)
+        label = f"{ARMS[arm].title.strip('*… ')} ({len(of_arm)})"
+        axes.plot(episodes, curves.mean(axis=0), color=COLOURS[arm], linewidth=2, label=label)
+        axes.fill_between(episodes, low, high, color=COLOURS[arm], alpha=0.18, linewidth=0)
+    axes.set(title=title, xlabel="episodes", ylabel="success (sampled)", ylim=(-0.02, 1.02))
+    axes.legend(frameon=False, fontsize=8, title="arm (seeds)", title_fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def plot_judges(runs: dict[str, Runs], path: Path) -> None:
+    """AUROC and Brier of the episode's score over training, and the score by step."""
+    plt = _pyplot()
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.4))
+    shown = [("kitchen-1%-biased", arm) for arm in ("mise", "uncalibrated", "step", "frozen")]
+    for (task, arm), colour in zip(shown, ("#1f5a99", "#6aa84f", "#c8501e", "#8a8a8a"), strict=True):
+        of_arm = [run for run in runs.get(task, []) if run["arm"] == arm and "hindsight/auroc" in run["curves"]]
+        if not of_arm:
+            continue
+        label = ARMS[arm].title.strip("*… ")
+        for panel, metric in zip(panels, ("hindsight/auroc", "hindsight/brier"), strict=False):
+            curves = np.array([run["curves"][metric] for run in of_arm], dtype=float)
+            panel.plot(_smooth(curves).mean(axis=0), color=colour, label=label)
+        steps = [run["by_step"] for run in of_arm if run["by_step"]]
+        if steps:
+            panels[2].plot(np.mean(steps, axis=0), color=colour, label=label)
+    for panel, title in zip(panels, ("AUROC", "Brier score", "mean score by step"), strict=True):
+        panel.set(title=title, xlabel="step" if title.endswith("step") else "update", ylim=(-0.02, 1.02))
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"judges on {shown[0][0]}", fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _smooth(curves: np.ndarray, width: int = 3) -> np.ndarray:
+    """Running mean along the second axis, over what is defined."""
+    padded = np.stack([np.roll(curves, shift, axis=1) for shift in range(width)])
+    for shift in range(width):
+        padded[shift, :, :shift] = np.nan
+    with np.errstate(invalid="ignore"):
+        counts = np.isfinite(padded).sum(axis=0)
+        return np.where(counts > 0, np.nansum(padded, axis=0) / np.maximum(counts, 1), np.nan)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _file_name(task: str) -> str:
+    return task.replace("%", "pc")
+
+
+def stale(store: ResultStore, cells: Sequence[Cell] = FULL) -> list[Cell]:
+    """Cells of the published suite that are missing, or were run with other settings than today's."""
+    return [cell for cell in cells if store.find(cell) is None]
+
+
+if __name__ == "__main__":
+    main()

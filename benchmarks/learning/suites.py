@@ -1,0 +1,136 @@
+"""Which cells are run, and what is claimed of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.learning.arms import ARMS
+from benchmarks.learning.estimators import paired_ratios
+from benchmarks.learning.runner import Cell
+
+Areas = Mapping[tuple[str, str], Mapping[int, float]]
+"""By task and arm: success averaged over training, by seed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that the numbers must show.
+
+    Args:
+        text (`str`): as in the report.
+        task, arm (`str`): of whom it is said.
+        than (`str`, *optional*): the arm that it is compared with.
+        ratio (`float`): mean AUC at least so many times the other's.
+        worst_ratio (`float`, *optional*): the same of every pair of seeds.
+        median, worst (`float`, *optional*): least median, and least AUC of any seed.
+    """
+
+    text: str
+    task: str
+    arm: str
+    than: str | None = None
+    ratio: float = 1.0
+    worst_ratio: float | None = None
+    median: float | None = None
+    worst: float | None = None
+
+    def check(self, areas: Areas) -> tuple[bool, str]:
+        """Whether it holds, and the figures."""
+        ours = areas[self.task, self.arm]
+        values = np.array(list(ours.values()))
+        holds, said = True, [f"AUC {values.mean():.2f}"]
+        if self.than is not None:
+            theirs = areas[self.task, self.than]
+            ratios = paired_ratios(ours, theirs)
+            mean = float(np.mean([ours[seed] for seed in ratios]))
+            other = float(np.mean([theirs[seed] for seed in ratios]))
+            holds = mean > other if self.ratio == 1.0 else mean >= self.ratio * other
+            said = [f"AUC {mean:.2f}, {self.than} {other:.2f}", f"least pair {min(ratios.values()):.2f} x"]
+            if self.worst_ratio is not None:
+                holds = holds and min(ratios.values()) >= self.worst_ratio
+        if self.median is not None:
+            holds = holds and float(np.median(values)) >= self.median
+            said.append(f"median {np.median(values):.2f}")
+        if self.worst is not None:
+            holds = holds and float(values.min()) >= self.worst
+            said.append(f"worst {values.min():.2f}")
+        return holds, ", ".join(said)
+
+    def in_direction(self, areas: Areas) -> bool:
+        """Whether few seeds point the way of the claim: above the other arm (or not below what is allowed)."""
+        ours = areas[self.task, self.arm]
+        if self.than is None:
+            return self.median is None or float(np.mean(list(ours.values()))) >= self.median
+        theirs = areas[self.task, self.than]
+        pairs = ours.keys() & theirs.keys()
+        return sum(ours[s] for s in pairs) >= min(self.ratio, 1.0) * sum(theirs[s] for s in pairs)
+
+
+def areas_of(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[int, float]]:
+    """AUC by task, arm and seed."""
+    areas: dict[tuple[str, str], dict[int, float]] = {}
+    for run in runs:
+        areas.setdefault((run["task"], run["arm"]), {})[run["seed"]] = float(np.mean(run["curves"]["env/success"]))
+    return areas
+
+
+def missing_for(claim: Claim, areas: Areas) -> bool:
+    """Whether runs that the claim speaks of are not there."""
+    arms = [claim.arm] if claim.than is None else [claim.arm, claim.than]
+    return any((claim.task, arm) not in areas for arm in arms)
+
+
+CLAIMS = (
+    Claim("learns where the sparse reward cannot", "kitchen", "mise", median=0.5, worst=0.35),
+    Claim("beats sparse PPO", "kitchen", "mise", "sparse"),
+    Claim("beats GRPO at equal episodes", "kitchen", "mise", "grpo"),
+    Claim("flipped verdicts hurt", "kitchen", "mise", "flipped", ratio=1.5),
+    Claim("random verdicts do not do it", "kitchen", "mise", "random", ratio=1.5),
+    Claim("credit does it: scores shuffled within the episode lose", "kitchen", "mise", "shuffled-steps", ratio=1.1),
+    Claim(
+        "a biased judge is no harm where successes exist",
+        "kitchen-1%-biased",
+        "mise",
+        "sparse",
+        ratio=1.1,
+        worst_ratio=0.8,
+    ),
+    Claim("calibration does it: returns of other episodes lose", "kitchen-1%-biased", "mise", "shuffled-returns"),
+    Claim("what can be undone: better than sparse PPO", "shop", "mise", "sparse"),
+    Claim("what can be undone, biased judge: never worse", "shop-biased", "mise", "sparse", ratio=0.95),
+    Claim("hindsight beats the sparse reward", "tasting", "mise", "sparse", ratio=1.5),
+    Claim("hindsight beats a judge of the past", "tasting", "mise", "prefix", ratio=1.5),
+    Claim("hindsight beats GRPO at equal episodes", "tasting", "mise", "grpo", ratio=1.5),
+    Claim("credit does it in hindsight too", "tasting", "mise", "shuffled-steps", ratio=1.1),
+)
+"""What the default must show; README and `docs/results.md` quote these."""
+
+
+def _cells(tasks: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    return [Cell(task, arm, seed) for task in tasks for seed in seeds for arm in arms]
+
+
+_EVERY_ARM = tuple(arm for arm in ARMS if arm not in ("sum", "full", "advantage"))  # those are the default's
+_MAIN = ("sparse", "mise")
+
+FULL: list[Cell] = [
+    *_cells(["kitchen", "tasting"], _EVERY_ARM, range(6)),
+    *_cells(["kitchen-1%-biased"], _EVERY_ARM, range(6)),
+    *_cells(["kitchen-1%", "kitchen-biased", "tasting-biased"], (*_MAIN, "uncalibrated", "frozen", "grpo"), range(6)),
+    *_cells(["shop", "shop-biased"], (*_MAIN, "uncalibrated", "return", "grpo"), range(4)),
+    *_cells(["kitchen-16", "tasting-16"], _MAIN, range(3)),
+    *_cells(["kitchen-32", "tasting-32"], _MAIN, range(2)),
+    *_cells(["textworld"], _MAIN, range(3)),
+]
+"""Everything in `docs/results.md`."""
+
+CI: list[Cell] = [
+    *_cells(["kitchen"], ("sparse", "mise", "grpo", "flipped", "shuffled-steps"), [0]),
+    *_cells(["tasting"], ("sparse", "mise", "prefix", "grpo", "shuffled-steps"), [0]),
+    *_cells(["kitchen-1%-biased"], _MAIN, [0, 1]),
+    *_cells(["shop"], _MAIN, [0]),
+]
+"""The headline rows, in minutes."""
+SUITES: dict[str, list[Cell]] = {"ci": CI, "full": FULL}
