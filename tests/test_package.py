@@ -26,6 +26,7 @@ LAYERS = {
     "plain": (
         [
             "trl_mise",
+            "written",
             "types",
             "chat",
             "history",
@@ -72,6 +73,7 @@ LAYERS = {
             "update",
             "targets",
             "generation",
+            "writing",
             "kept_generation",
             "model_agent",
             "backends",

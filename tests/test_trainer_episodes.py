@@ -203,8 +203,8 @@ def test_only_truncated_episodes_bootstrap(tmp_path: Path, max_turns: int, trunc
     one_higher = evaluation.final_values.clone()
     one_higher[3] = 1.0
     changed = dataclasses.replace(evaluation, final_values=one_higher)
-    before, _ = trainer.targets(trajectories, layout, evaluation, None)
-    after, _ = trainer.targets(trajectories, layout, changed, None)
+    before = trainer.targets(trajectories, layout, evaluation, None).update
+    after = trainer.targets(trajectories, layout, changed, None).update
     difference = (after.returns - before.returns)[layout.mask]
     if truncated:
         # lambda-returns of turns 1 and 2 (gamma 1, lambda .95, all values 0): the bootstrap comes in undiscounted at

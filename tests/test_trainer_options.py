@@ -1,6 +1,7 @@
 """Each option of the trainer does what its name says."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +206,10 @@ def test_the_value_loss_reaches_the_backbone_only_if_asked(tmp_path: Path, reach
     compute = trainer.targets
 
     def only_values(*args: Any) -> Any:
-        targets, metrics = compute(*args)
-        return type(targets)(torch.zeros_like(targets.advantages), targets.returns + 1, targets.value_mask), metrics
+        result = compute(*args)
+        targets = result.update
+        nothing = torch.zeros_like(targets.advantages)
+        return replace(result, update=replace(targets, advantages=nothing, returns=targets.returns + 1))
 
     trainer.targets = only_values  # type: ignore[method-assign]
     before_policy, before_head = weights(trainer.policy), weights(head)

@@ -24,6 +24,8 @@ from .hindsight import HindsightReward
 from .metrics import hindsight_metrics
 from .packing import plan_batches
 from .types import HindsightScores, Trajectory
+from .writing import written_loss
+from .written import balanced_advantages, calibration_rewards
 
 
 @dataclass
@@ -116,6 +118,11 @@ class CalibrationCallback(TrainerCallback):
             return
         hindsight = update.hindsight
         update.metrics.update(hindsight_metrics(update.scores, update.trajectories, hindsight.utilities))
+        if hindsight.writes:
+            self._move_gate(update)
+            if self.target != "none" and hindsight.evaluator == "policy" and state.global_step % self.every == 0:
+                update.metrics.update(self._reward_writing(args, update))
+            return
         reference = {i: _expected(logits, hindsight) for i, logits in update.reference_verdicts.items()}
         episodes = enumerate(zip(update.trajectories, update.scores.split(), strict=True))
         examples = [CalibrationExample(trajectory, scores, reference.get(i)) for i, (trajectory, scores) in episodes]
@@ -173,6 +180,55 @@ class CalibrationCallback(TrainerCallback):
                 metrics[f"calibration/{name}"] = metrics.get(f"calibration/{name}", 0.0) + float(loss.detach())
         self._step(optimizer, args, update.accelerator)
         return {**metrics, "calibration/bias": float(bias.detach())}
+
+    def _reward_writing(self, args: Any, update: UpdateRecord) -> dict[str, float]:
+        """One PPO step on the evaluations of this update, rewarded for agreeing with the returns."""
+        scores, hindsight = update.scores, update.hindsight
+        assert scores is not None and hindsight is not None and self.target != "none"
+        returns = np.array([trajectory.episode_return for trajectory in update.trajectories])
+        low, high = min(0.0, *returns), max(1.0, *returns)
+        won = np.array([trajectory.success for trajectory in update.trajectories])
+        utilities = scores.split()
+        rewards = calibration_rewards(utilities, (returns - low) / (high - low), self.target)
+        chosen = self._some_of_each(won & np.array([np.isfinite(u).any() for u in utilities]), ~won)
+        advantages = balanced_advantages([rewards[i] for i in chosen], won[chosen]) if len(chosen) else []
+        ends = np.cumsum(scores.num_steps)
+        pairs = [
+            (scores.written[ends[i] - scores.num_steps[i] + step], float(advantage))
+            for i, of_episode in zip(chosen, advantages, strict=True)
+            for step, advantage in enumerate(of_episode)
+            if np.isfinite(rewards[i][step])
+        ]
+        shared = update.accelerator.num_processes > 1
+        if not any(gather_object([bool(pairs)]) if shared else [bool(pairs)]):
+            return {"calibration/skipped": 1.0}
+        optimizer, _ = self._optimizer(args, update.policy)
+        optimizer.zero_grad()
+        metrics = {"calibration/reward": float(np.nanmean(np.concatenate(rewards)))}
+        if pairs:
+            with update.accelerator.autocast():
+                loss, parts = written_loss(
+                    update.policy,
+                    update.reference(),
+                    [written for written, _ in pairs],
+                    np.array([advantage for _, advantage in pairs]),
+                    temperature=hindsight.writing.temperature or 1.0,
+                    cliprange=args.cliprange,
+                    kl_coef=args.kl_coef,
+                    max_tokens=self.max_tokens,
+                )
+            loss.backward()
+            metrics.update({"calibration/loss": parts["policy"], "calibration/kl": parts["kl"]})
+        self._step(optimizer, args, update.accelerator)
+        return metrics
+
+    def _some_of_each(self, won: np.ndarray, lost: np.ndarray) -> np.ndarray:
+        """Indices of at most `batch_size // 2` episodes of each class; empty while one is missing."""
+        classes = [np.flatnonzero(flags) for flags in (won, lost)]
+        if min(map(len, classes)) == 0:
+            return np.zeros(0, dtype=int)
+        size = self.batch_size // 2
+        return np.concatenate([self.rng.permutation(indices)[:size] for indices in classes])
 
     def _losses(self, batch: list[CalibrationExample], update: UpdateRecord, bias: Tensor) -> dict[str, Tensor]:
         hindsight = update.hindsight

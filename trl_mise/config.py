@@ -85,8 +85,12 @@ class MISEConfig(PPOConfig):
             Verdict words; each must start with a different token.
         hindsight_utilities (`list[float]`, *optional*, defaults to `[1.0, 0.0]`):
             Utility in [0, 1] of each verdict.
-        verdict_mode (`"expected"` or `"sampled"`, *optional*, defaults to `"expected"`):
-            Score = expected utility, or utility of one sampled verdict.
+        verdict_mode (`"expected"`, `"sampled"` or `"generate"`, *optional*, defaults to `"expected"`):
+            Score = expected utility; utility of one sampled verdict; or utility of the verdict that ends an evaluation
+            which the model writes, with its reason first. Then `calibration_target` says how what it wrote is
+            rewarded, see [`calibration_rewards`].
+        hindsight_reason_tokens (`int`, *optional*, defaults to `64`):
+            Most tokens of a written evaluation.
         evaluator_view (`"full"`, `"masked"` or `"prefix"`, *optional*, defaults to `"full"`):
             What the evaluator sees: the whole trajectory, all but the final outcome, or nothing after the step's own
             result.
@@ -156,7 +160,10 @@ class MISEConfig(PPOConfig):
     hindsight_utilities: list[float] = field(
         default_factory=lambda: [1.0, 0.0], metadata={"help": "Utility in [0, 1] of each verdict."}
     )
-    verdict_mode: Literal["expected", "sampled"] = _option("expected", "Expected or sampled verdicts.")
+    verdict_mode: Literal["expected", "sampled", "generate"] = _option(
+        "expected", "Expected, sampled or written verdicts."
+    )
+    hindsight_reason_tokens: int = _option(64, "Most tokens of a written evaluation.")
     evaluator_view: Literal["full", "masked", "prefix"] = _option("full", "What the evaluator sees.")
     evaluator_model: Literal["policy", "reference"] = _option("policy", "Who judges.")
     hindsight_context_tokens: int | None = _option(
@@ -192,6 +199,11 @@ class MISEConfig(PPOConfig):
         if self.num_envs is None:
             self.num_envs = self.local_rollout_forward_batch_size
         self._check_choices()
+        if self.verdict_mode == "generate" and self.posthoc_calibrator != "identity":
+            raise ValueError(
+                f"posthoc_calibrator={self.posthoc_calibrator!r} maps expected verdicts; with verdict_mode='generate' "
+                "calibration rewards the evaluations themselves, so leave it at 'identity'"
+            )
         if self.hindsight_coef is None:
             self.hindsight_coef = DEFAULT_COEF[self.hindsight_placement]
         self._check_ranges()
@@ -204,7 +216,7 @@ class MISEConfig(PPOConfig):
             "kl_placement": (None, "loss", "reward"),
             "hindsight_placement": ("advantage", "return"),
             "hindsight_gate": ("agreement", "none"),
-            "verdict_mode": ("expected", "sampled"),
+            "verdict_mode": ("expected", "sampled", "generate"),
             "evaluator_view": ("full", "masked", "prefix"),
             "evaluator_model": ("policy", "reference"),
             "scoring_method": ("auto", "cached_packed", "packed", "kv_repeat", "naive"),
@@ -225,6 +237,7 @@ class MISEConfig(PPOConfig):
             "envs_per_worker": 1,
             "max_env_error_rate": 0,
             "hindsight_context_tokens": 1,
+            "hindsight_reason_tokens": 1,
             "head_max_bytes": 1,
             "hindsight_coef": 0,
             "calibration_batch_size": 2,

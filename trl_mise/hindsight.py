@@ -12,17 +12,26 @@ from torch import Tensor, nn
 from .agreement import AgreementGate
 from .chat import After, PromptFormat
 from .compression import compress
+from .generation import Sampling
 from .heads import text_config
 from .packing import ScoringRow, Verdicts, question_tree
 from .scorers import Questionnaire
 from .scoring import DEFAULT_MAX_TOKENS, Method, VerdictLogits, check_rows, resolve_method, score_rows
 from .types import HindsightScores, Trajectory, Turn
+from .writing import write_verdicts
+from .written import WrittenVerdict
 
 DEFAULT_PROMPT = (
     # What all questions of an episode share comes first: the scorer reads it once.
     "{% if outcome %}The episode is over: {{ outcome }}. {% endif %}"
     "In hindsight, was the following choice good or bad for the task? "
     "Answer with one word: {{ verdicts | join(' or ') }}. "
+    'Step {{ step }}: "{{ action }}"'
+)
+DEFAULT_WRITTEN_PROMPT = (
+    "{% if outcome %}The episode is over: {{ outcome }}. {% endif %}"
+    "In hindsight, was the following choice good or bad for the task? Say why in one sentence. "
+    "Then end with 'Verdict:' and one of these: {{ verdicts | join(' or ') }}. "
     'Step {{ step }}: "{{ action }}"'
 )
 PROMPT_VARIABLES = ("step", "num_steps", "action", "observation", "instruction", "outcome", "verdicts")
@@ -55,7 +64,8 @@ class HindsightReward:
             `instruction`, `outcome` (`"reward 1.0"` in the full view, else empty), `verdicts`.
         verdicts (`Sequence[str]`): K words or phrases; of several tokens, all of them count.
         utilities (`Sequence[float]`): u_k in [0, 1] of each.
-        verdict_mode (`"expected"` or `"sampled"`): h_t is the expected utility, or that of one sampled verdict.
+        verdict_mode (`"expected"`, `"sampled"` or `"generate"`): h_t is the expected utility, that of one sampled
+            verdict, or that of the verdict which the model ends a written evaluation with, see [`parse_verdict`].
         view (`"full"`, `"masked"` or `"prefix"`): the evaluator sees the whole trajectory and its reward, everything
             but the final outcome, or nothing after the step's own result.
         evaluator (`"policy"` or `"reference"`): whose verdicts; the trainer passes that model to [`score`].
@@ -67,6 +77,8 @@ class HindsightReward:
             longer episode are shortened for the evaluator, see [`compress`]. By default nothing is.
         ema (`float`): momentum of mu and sigma, and of the gate.
         gate (`bool`): alpha is multiplied by an [`AgreementGate`], the attribute `gate` (`None` without).
+        reason_tokens (`int`): most tokens of a written evaluation, reason and verdict.
+        temperature (`float`): that it is sampled at.
         seed (`int`): of the sampled verdicts.
     """
 
@@ -74,10 +86,10 @@ class HindsightReward:
         self,
         chat_format: PromptFormat,
         *,
-        prompt: str = DEFAULT_PROMPT,
+        prompt: str | None = None,
         verdicts: Sequence[str] = ("good", "bad"),
         utilities: Sequence[float] = (1.0, 0.0),
-        verdict_mode: Literal["expected", "sampled"] = "expected",
+        verdict_mode: Literal["expected", "sampled", "generate"] = "expected",
         view: Literal["full", "masked", "prefix"] = "full",
         evaluator: Literal["policy", "reference"] = "policy",
         coef: float = 0.1,
@@ -87,9 +99,11 @@ class HindsightReward:
         context_tokens: int | None = None,
         ema: float = 0.9,
         gate: bool = False,
+        reason_tokens: int = 64,
+        temperature: float = 1.0,
         seed: int = 0,
     ) -> None:
-        _check_choice("verdict_mode", verdict_mode, ("expected", "sampled"))
+        _check_choice("verdict_mode", verdict_mode, ("expected", "sampled", "generate"))
         _check_choice("evaluator_view", view, ("full", "masked", "prefix"))
         _check_choice("evaluator_model", evaluator, ("policy", "reference"))
         _check_choice("hindsight_placement", placement, ("advantage", "return"))
@@ -104,10 +118,12 @@ class HindsightReward:
         self.verdicts = tuple(verdicts)
         self.verdict_ids = _check_verdicts(self.verdicts, chat_format)
         self.utilities = _check_utilities(utilities, self.verdicts)
-        self.template = _compile_prompt(prompt, self.verdicts)
+        default_prompt = DEFAULT_WRITTEN_PROMPT if verdict_mode == "generate" else DEFAULT_PROMPT
+        self.template = _compile_prompt(prompt or default_prompt, self.verdicts)
         self.verdict_mode, self.view, self.evaluator, self.placement = verdict_mode, view, evaluator, placement
         self.coef, self.ema, self.method, self.max_tokens = float(coef), float(ema), method, max_tokens
         self.context_tokens = context_tokens
+        self.writing = Sampling(temperature, reason_tokens, chat_format.stop_token_ids)
         self.calibrator: Calibrator | None = None
         self.mu, self.sigma, self.count = 0.0, 1.0, 0
         self.gate = AgreementGate(ema) if gate else None
@@ -118,7 +134,7 @@ class HindsightReward:
         """The reward wrapper that a [`MISEConfig`] describes; also of a subclass with another judge."""
         return cls(
             chat_format,
-            prompt=config.hindsight_prompt or DEFAULT_PROMPT,
+            prompt=config.hindsight_prompt,
             verdicts=config.hindsight_verdicts,
             utilities=config.hindsight_utilities,
             verdict_mode=config.verdict_mode,
@@ -131,6 +147,8 @@ class HindsightReward:
             context_tokens=config.hindsight_context_tokens,
             ema=config.hindsight_ema,
             gate=config.hindsight_gate == "agreement",
+            reason_tokens=config.hindsight_reason_tokens,
+            temperature=config.temperature,
             seed=config.seed,
         )
 
@@ -173,6 +191,14 @@ class HindsightReward:
         longest = max(len(self.chat_format.question(text, after="open_action")) for text in questions)
         return compress(trajectory, self.chat_format, context_tokens - longest)
 
+    def contexts(self, trajectories: Sequence[Trajectory]) -> list[list[int]]:
+        """What the evaluator reads about every step, in order: the trajectory in view and the question."""
+        return [
+            [*row.token_ids[:visible], *suffix]
+            for row in self.questions(trajectories)
+            for suffix, visible in zip(row.suffixes, row.visible, strict=True)
+        ]
+
     # What is answered
 
     def verdict_logits(
@@ -197,12 +223,17 @@ class HindsightReward:
         """Whether the verdicts come from a language model (and not from an override of [`verdict_probs`])."""
         return type(self).verdict_probs is HindsightReward.verdict_probs
 
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes its evaluations out."""
+        return self.verdict_mode == "generate" and self.asks_a_model
+
     def can_ride(self, model: nn.Module) -> bool:
         """Whether the questions can ride on another pass of `model` over the trajectories, in its present mode."""
         in_our_way = self.asks_a_model and type(self).verdict_logits is HindsightReward.verdict_logits
         # A shortened episode is not the one that the policy's pass reads.
-        one_pass = in_our_way and self.context_tokens is None and self.method in ("auto", "cached_packed")
-        return one_pass and resolve_method(model, self.method) == "cached_packed"
+        one_pass = self.context_tokens is None and self.method in ("auto", "cached_packed") and not self.writes
+        return in_our_way and one_pass and resolve_method(model, self.method) == "cached_packed"
 
     def questionnaire(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> Questionnaire:
         """All questions about the trajectories, laid out to ride on a pass of `model`."""
@@ -239,6 +270,8 @@ class HindsightReward:
             EvaluatorFailure: verdicts that are not probabilities (not finite, negative, wrong shape).
         """
         num_steps = tuple(trajectory.num_steps for trajectory in trajectories)
+        if self.writes:
+            return self._written_scores(self.write(model, trajectories), num_steps)
         probs = np.asarray(self.complete_probs(model, trajectories, known or {}), dtype=np.float64)
         self._check_probs(probs, num_steps)
         if self.verdict_mode == "expected":
@@ -248,6 +281,26 @@ class HindsightReward:
             scores = self.utilities[(draws >= probs.cumsum(axis=1)[:, :-1]).sum(axis=1)]
         method = resolve_method(model, self.method) if self.asks_a_model else type(self).__name__
         return HindsightScores(scores=scores, verdict_probs=probs, num_steps=num_steps, method=method)
+
+    def write(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> list[WrittenVerdict]:
+        """One written evaluation of every step of all trajectories, in order."""
+        contexts = self.contexts(trajectories)
+        return write_verdicts(model, contexts, self.verdicts, self.chat_format, self.writing, self.max_tokens)
+
+    def _written_scores(self, written: Sequence[WrittenVerdict], num_steps: tuple[int, ...]) -> HindsightScores:
+        """The verdicts as scores; NaN where none can be read. Raises where hardly any can."""
+        probs = np.full((len(written), len(self.verdicts)), np.nan)
+        for row, evaluation in zip(probs, written, strict=True):
+            if evaluation.verdict is not None:
+                row[:] = np.eye(len(self.verdicts))[evaluation.verdict]
+        scores = probs @ self.utilities
+        if len(written) and not np.isfinite(scores).any():
+            raise EvaluatorFailure(
+                f"none of {len(written)} written evaluations ends with a colon and one of {self.verdicts}; the first: "
+                f"{written[0].text[-200:]!r}. Reword hindsight_prompt, raise hindsight_reason_tokens "
+                f"(now {self.writing.max_new_tokens}), or use verdict_mode='expected'"
+            )
+        return HindsightScores(scores, probs, num_steps, method="generate", written=tuple(written))
 
     def _check_probs(self, probs: np.ndarray, num_steps: tuple[int, ...]) -> None:
         expected = (sum(num_steps), len(self.verdicts))
@@ -310,9 +363,11 @@ class HindsightReward:
             scores ([`HindsightScores`]): of this process.
             gather: turns this process's `(S,)` values into those of all processes, for the statistics.
         """
-        values = self.calibrate(scores.scores)
+        values = self.calibrate(scores.scores[scores.readable])
         self.update_statistics(gather(values))
-        return self.standardise(values)
+        normalised = np.zeros(len(scores.scores))  # what could not be read is neither praised nor blamed
+        normalised[scores.readable] = self.standardise(values)
+        return normalised
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics, gate and random state, as JSON would keep them."""

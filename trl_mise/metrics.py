@@ -137,11 +137,14 @@ def hindsight_metrics(
             f"hindsight_metrics: the episodes have {lengths} steps but the scores are for {scores.num_steps}; "
             f"pass the trajectories that were scored, in the same order"
         )
-    kept = [i for i, t in enumerate(trajectories) if t.num_steps and t.stop_reason is not StopReason.ENV_ERROR]
+    readable = scores.split(scores.readable)
+    kept = [i for i, t in enumerate(trajectories) if readable[i].any() and t.stop_reason is not StopReason.ENV_ERROR]
     if not kept:
         return {}
     all_scores, all_probs = scores.split(), scores.split(scores.verdict_probs)
-    step_scores, probs = [all_scores[i] for i in kept], np.concatenate([all_probs[i] for i in kept])
+    by_step = score_by_step([all_scores[i] for i in kept])
+    step_scores = [all_scores[i][readable[i]] for i in kept]
+    probs = np.concatenate([all_probs[i][readable[i]] for i in kept])
     episode_scores = np.array([values.mean() for values in step_scores], dtype=np.float64)
     won = np.array([trajectories[i].success for i in kept])
     returns = np.array([trajectories[i].episode_return for i in kept])
@@ -156,7 +159,9 @@ def hindsight_metrics(
         "mise/mutual_information": mutual_information(probs),
         "mise/kl_to_proxy": kl_to_proxy(probs, utilities, beta),
     }
-    metrics.update({f"hindsight/by_step/{step}": mean for step, mean in score_by_step(step_scores).items()})
+    metrics.update({f"hindsight/by_step/{step}": mean for step, mean in by_step.items()})
+    if scores.written:
+        metrics["hindsight/unreadable_rate"] = float(1 - scores.readable.mean())
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
 
@@ -164,7 +169,7 @@ def score_by_step(episode_scores: Sequence[np.ndarray], most: int = 16) -> dict[
     """Mean score of the steps at each place in the episode: a judge should not praise a place.
 
     Args:
-        episode_scores (`Sequence[np.ndarray]`): N arrays `(T_n,)`.
+        episode_scores (`Sequence[np.ndarray]`): N arrays `(T_n,)`; NaN = not readable, left out.
         most (`int`): most numbers; of longer episodes neighbouring steps are taken together.
 
     Returns:
@@ -175,7 +180,8 @@ def score_by_step(episode_scores: Sequence[np.ndarray], most: int = 16) -> dict[
     groups: dict[int, list[float]] = {}
     for scores in episode_scores:
         for step, score in enumerate(scores):
-            groups.setdefault(step // width * width, []).append(float(score))
+            if np.isfinite(score):
+                groups.setdefault(step // width * width, []).append(float(score))
     return {first: _mean(groups[first]) for first in sorted(groups)}
 
 

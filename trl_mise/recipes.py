@@ -10,7 +10,7 @@ succeeds with probability p^8.
 import functools
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .envs import kitchen
@@ -18,9 +18,20 @@ from .envs.base import EnvironmentFactory
 from .hindsight import HindsightReward
 from .rollout import RolloutLimits
 from .tiny import MemoisedFormat, Progress, build_policy, build_tokenizer, cached
-from .warm_start import Act, Judge, Phase, scripted_rollouts, verdict_examples, warm_start
+from .types import Trajectory
+from .warm_start import (
+    Act,
+    Judge,
+    Phase,
+    WrittenExamples,
+    scripted_rollouts,
+    verdict_examples,
+    warm_start,
+    written_examples,
+)
 
 HINDSIGHT_PROMPT = "judge {{ action }}"
+WRITTEN_PROMPT = "now judge {{ action }}"
 WARM_STARTS = {"hard": 0.38, "near_one_percent": 0.55}
 """Share of right choices in the noisy demonstrations: 0.38^8 = 0.0004, 0.55^8 = 0.008."""
 
@@ -181,6 +192,64 @@ class KitchenRecipe:
         }
 
 
+@dataclass(frozen=True)
+class WritingKitchenRecipe(KitchenRecipe):
+    """The kitchen's policy, whose judge writes: what the order wanted there, then its verdict (`"rare : bad"`).
+
+    Args:
+        clean_steps (`int`): optimizer steps on nearly clean evaluations, before the noisy ones.
+        (the others): see [`KitchenRecipe`].
+    """
+
+    clean_steps: int = 150
+
+    def training_defaults(self) -> dict[str, Any]:
+        return {
+            **super().training_defaults(),
+            "verdict_mode": "generate",
+            "hindsight_prompt": WRITTEN_PROMPT,
+            "hindsight_reason_tokens": 6,
+            "calibration_batch_size": 8,
+        }
+
+    def build(self, progress: Progress | None = None) -> tuple[Any, Any]:
+        """Builds (model, tokenizer); the clean half of the kitchen comes from the cache."""
+        model, tokenizer = cached(self.base, progress=progress)
+        phases = []
+        for name, steps, demonstrations, verdicts in (
+            ("evaluations", self.clean_steps, self.base.accuracy, self.base.accuracy),
+            ("noise", self.steps, self.demo_accuracy, self.verdict_accuracy),
+        ):
+            lesson = self.base.lesson(
+                tokenizer,
+                name,
+                steps,
+                demo_accuracy=demonstrations,
+                verdict_accuracy=verdicts,
+                seed=self.seed,
+                learning_rate=1e-3,
+            )
+            phases.append(replace(lesson, verdicts=self._written(tokenizer, name, verdicts), verdict_batch_size=8))
+        warm_start(model, phases, seed=self.seed, progress=progress)
+        return model, tokenizer
+
+    def _written(self, tokenizer: Any, name: str, accuracy: float) -> WrittenExamples:
+        judge = kitchen.biased_judge_step if self.biased else kitchen.judge_step
+        seed = _mix(self.seed, name, "written")
+        chat = MemoisedFormat(tokenizer)
+        judged = scripted_rollouts(
+            self.environment_factory(),
+            kitchen.make_tasks("train", self.base.episodes, seed=seed),
+            _chooser(0.5),
+            chat,
+            self.limits,
+            seed=seed,
+            judge=judge,
+        )
+        evaluator = HindsightReward(chat, prompt=WRITTEN_PROMPT, verdict_mode="generate")
+        return written_examples(judged, evaluator, accuracy, _wanted, seed=seed)
+
+
 class ShortOrders(kitchen.KitchenEnv):
     """Kitchen orders of a few stations, another few in every episode: the nursery of [`KitchenBase`].
 
@@ -214,6 +283,13 @@ def _chooser(accuracy: float) -> Act:
         return kitchen.noisy_action(env, rng, accuracy)
 
     return act
+
+
+def _wanted(trajectory: Trajectory, step: int) -> str:
+    """What the order says of the step's station."""
+    station = trajectory.turns[step].observation.split()[-1]
+    words = trajectory.instruction.split()
+    return words[words.index(station) + 1]
 
 
 def _mix(seed: int, *names: str) -> int:

@@ -2,18 +2,24 @@
 
 import json
 import os
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .types import HindsightScores, Trajectory
+from .written import WrittenVerdict
 
 
 def trajectory_record(
-    update: int, trajectory: Trajectory, scores: np.ndarray | None, verdict_probs: np.ndarray | None
+    update: int,
+    trajectory: Trajectory,
+    scores: np.ndarray | None,
+    verdict_probs: np.ndarray | None,
+    written: Sequence[WrittenVerdict] = (),
 ) -> dict[str, Any]:
-    """One episode as JSON values: task, seed, turns with their scores and rewards, outcome."""
+    """One episode as JSON values: task, seed, turns with their scores, evaluations and rewards, outcome."""
     turns: list[dict[str, Any]] = []
     for step, turn in enumerate(trajectory.turns):
         record: dict[str, Any] = {
@@ -22,9 +28,11 @@ def trajectory_record(
             "reward": turn.reward,
             "action_valid": turn.action_valid,
         }
-        if scores is not None and verdict_probs is not None:
+        if scores is not None and verdict_probs is not None and np.isfinite(scores[step]):
             record["score"] = round(float(scores[step]), 6)
             record["verdict_probs"] = [round(float(p), 6) for p in verdict_probs[step]]
+        if written:
+            record["evaluation"] = written[step].text
         turns.append(record)
     return {
         "update": update,
@@ -54,8 +62,10 @@ class TrajectoryLog:
     def write(self, update: int, trajectories: Sequence[Trajectory], scores: HindsightScores | None) -> None:
         per_episode = scores.split() if scores is not None else [None] * len(trajectories)
         probs = scores.split(scores.verdict_probs) if scores is not None else [None] * len(trajectories)
+        written = deque(scores.written if scores is not None else ())
         for trajectory, episode_scores, episode_probs in zip(trajectories, per_episode, probs, strict=True):
-            record = trajectory_record(update, trajectory, episode_scores, episode_probs)
+            of_episode = [written.popleft() for _ in trajectory.turns] if written else []
+            record = trajectory_record(update, trajectory, episode_scores, episode_probs, of_episode)
             self._file.write(json.dumps(record, ensure_ascii=False, default=_plain) + "\n")
         self._file.flush()
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .written import WrittenVerdict
+
 
 class StopReason(str, enum.Enum):
     """Why an episode ended. `terminated` is not `truncated`: only a truncated episode is bootstrapped."""
@@ -147,16 +149,19 @@ class HindsightScores:
     """The evaluator's verdicts on every step of every episode, in flat step order (episode by episode).
 
     Args:
-        scores (`np.ndarray`): `(S,)` h_t in [0, 1], S = sum of the episodes' lengths.
+        scores (`np.ndarray`): `(S,)` h_t in [0, 1], S = sum of the episodes' lengths; NaN where a written verdict
+            could not be read.
         verdict_probs (`np.ndarray`): `(S, K)` q(e | tau, t) over the K verdicts.
         num_steps (`tuple[int, ...]`): `(N,)` steps of each episode; sums to S.
         method (`str`): how they were computed (a method of `scoring`, or the name of another judge).
+        written (`tuple[WrittenVerdict, ...]`): `(S,)` the evaluations, where they were written out; otherwise empty.
     """
 
     scores: np.ndarray
     verdict_probs: np.ndarray
     num_steps: tuple[int, ...]
     method: str = "packed"
+    written: tuple[WrittenVerdict, ...] = ()
 
     def __post_init__(self) -> None:
         total = sum(self.num_steps)
@@ -165,6 +170,11 @@ class HindsightScores:
                 f"HindsightScores: num_steps sum to {total} steps, but scores has shape {self.scores.shape} and "
                 f"verdict_probs {self.verdict_probs.shape}; give one row per step, in episode order"
             )
+
+    @property
+    def readable(self) -> np.ndarray:
+        """`(S,)` bool: there is a verdict. What has none is left out everywhere; it is never a score of 0."""
+        return np.isfinite(self.scores)
 
     def split(self, values: np.ndarray | None = None) -> list[np.ndarray]:
         """Cuts `(S, ...)` values (default: the scores) into one array per episode."""

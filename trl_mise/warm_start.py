@@ -20,6 +20,8 @@ from .scoring import score_rows
 from .tiny import Progress
 from .token_batch import pad_rows
 from .types import Trajectory
+from .writing import written_log_probs
+from .written import WrittenVerdict
 
 Act = Callable[[Any, random.Random], str]
 """A scripted policy: the action for the environment as it stands."""
@@ -61,6 +63,21 @@ class VerdictExamples:
 
 
 @dataclass(frozen=True)
+class WrittenExamples:
+    """Evaluations to imitate.
+
+    Args:
+        written (`list[list[WrittenVerdict]]`): of each episode, one per step.
+    """
+
+    written: list[list[WrittenVerdict]]
+
+    def draw(self, rng: np.random.Generator, size: int) -> "WrittenExamples":
+        """The evaluations of `size` random episodes."""
+        return WrittenExamples([self.written[i] for i in rng.integers(len(self.written), size=size)])
+
+
+@dataclass(frozen=True)
 class Phase:
     """One stretch of supervised learning, with an optimizer of its own.
 
@@ -68,7 +85,7 @@ class Phase:
         name (`str`): for the progress display.
         steps (`int`): optimizer steps.
         demonstrations (`list[Trajectory]`): their action tokens are imitated.
-        verdicts ([`VerdictExamples`]): learned at the same time.
+        verdicts ([`VerdictExamples`] or [`WrittenExamples`]): learned at the same time.
         learning_rate (`float`): of Adam; rises over the first steps and falls to a tenth along a cosine.
         batch_size (`int`): demonstrations per step.
         verdict_batch_size (`int`): episodes per step whose every step is judged.
@@ -77,7 +94,7 @@ class Phase:
     name: str
     steps: int
     demonstrations: list[Trajectory]
-    verdicts: VerdictExamples
+    verdicts: VerdictExamples | WrittenExamples
     learning_rate: float = 3e-3
     batch_size: int = 32
     verdict_batch_size: int = 16
@@ -158,6 +175,38 @@ def verdict_examples(
     return VerdictExamples(rows, good_probs, evaluators[0].verdict_ids)
 
 
+def written_examples(
+    episodes: ScriptedEpisodes,
+    evaluator: HindsightReward,
+    accuracy: float,
+    reason: Callable[[Trajectory, int], str],
+    *,
+    seed: int = 0,
+) -> WrittenExamples:
+    """Evaluations of every step as somebody would write them: a reason, a colon, and the judge's word.
+
+    Args:
+        episodes ([`ScriptedEpisodes`]): played with a judge.
+        evaluator ([`HindsightReward`]): words the questions, and knows the verdicts.
+        accuracy (`float`): in [0.5, 1]; the word is turned round with the remaining probability.
+        reason: of a step of an episode; without a colon.
+        seed (`int`): of the words that are turned round.
+    """
+    if not 0.5 <= accuracy <= 1.0:
+        raise ValueError(f"verdict accuracy must be in [0.5, 1], got {accuracy!r}; below 0.5 the verdicts would lie")
+    rng, chat = random.Random(f"written-{seed}"), evaluator.chat_format
+    examples = []
+    for trajectory, judged in zip(episodes.trajectories, episodes.judged_good, strict=True):
+        of_episode = []
+        for step, (context, good) in enumerate(zip(evaluator.contexts([trajectory]), judged, strict=True)):
+            verdict = int(good == (rng.random() >= accuracy))
+            text = f"{reason(trajectory, step)} : {evaluator.verdicts[verdict]}"
+            own = [*chat.encode_text(text), chat.stop_token_ids[0]]
+            of_episode.append(WrittenVerdict((*context, *own), len(context), text, verdict))
+        examples.append(of_episode)
+    return WrittenExamples(examples)
+
+
 def warm_start(model: nn.Module, phases: Sequence[Phase], *, seed: int = 0, progress: Progress | None = None) -> None:
     """Trains `model` in place, phase by phase, on imitation plus verdict cross-entropy; no global random state.
 
@@ -181,7 +230,7 @@ def warm_start(model: nn.Module, phases: Sequence[Phase], *, seed: int = 0, prog
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate * _schedule(step, phase.steps)
             loss = imitation_loss(model, _draw(rng, phase.demonstrations, phase.batch_size))
-            loss = loss + verdict_loss(model, phase.verdicts.draw(rng, phase.verdict_batch_size))
+            loss = loss + judgement_loss(model, phase.verdicts.draw(rng, phase.verdict_batch_size))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -209,6 +258,13 @@ def imitation_loss(model: nn.Module, trajectories: Sequence[Trajectory]) -> Tens
     hidden = backbone_hidden(model, batch.input_ids, batch.attention_mask, batch.position_ids)
     logits = lm_logits(model, hidden[rows, columns - 1])  # (N, V)
     return nn.functional.cross_entropy(logits, batch.input_ids[rows, columns])
+
+
+def judgement_loss(model: nn.Module, examples: VerdictExamples | WrittenExamples) -> Tensor:
+    """Cross-entropy of verdicts, or of all tokens of written evaluations."""
+    if isinstance(examples, VerdictExamples):
+        return verdict_loss(model, examples)
+    return -torch.cat(written_log_probs(model, [w for of_episode in examples.written for w in of_episode], 1.0)).mean()
 
 
 def verdict_loss(model: nn.Module, examples: VerdictExamples) -> Tensor:

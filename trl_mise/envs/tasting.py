@@ -26,9 +26,9 @@ class TastingEnv:
     which nothing announces: `"done . oven disliked . now wok"`. The episode terminates after exactly `courses` steps,
     with reward 1 if every dish was liked, otherwise 0.
 
-    So at the moment of a choice, and right after it, nothing in the episode tells a good one from a bad one (but for the
-    last dish), and the finished episode does: a judge that sees only what came before cannot help, one that looks back
-    can. Tastes can be learned by heart, from many episodes.
+    So at the moment of a choice, and right after it, nothing in the episode tells a good one from a bad one (but for
+    the last dish), and the finished episode does: a judge that sees only what came before cannot help, one that looks
+    back can. Tastes can be learned by heart, from many episodes.
 
     An action that is not the present dish and a known value is invalid: it is reported as
     `info["action_valid"] = False`, serves the dish in no way that anybody likes, and the episode moves on.
