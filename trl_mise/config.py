@@ -76,7 +76,7 @@ class MISEConfig(PPOConfig):
             0 switches hindsight off.
         hindsight_placement (`"advantage"` or `"return"`, *optional*, defaults to `"advantage"`):
             Add the normalised score to the step's advantage, or to its reward.
-        hindsight_gate (`"agreement"` or `"none"`, *optional*, defaults to `"none"`):
+        hindsight_gate (`"agreement"` or `"none"`, *optional*, defaults to `"agreement"`):
             Multiply alpha by how far praise and the environment's advantages agree, see [`AgreementGate`]: a judge
             whose praise lowers the return is not listened to.
         hindsight_prompt (`str`, *optional*):
@@ -152,7 +152,7 @@ class MISEConfig(PPOConfig):
     head_max_bytes: int = _option(DEFAULT_HEAD_BYTES, "Most bytes of next-token logits in memory at a time.")
     hindsight_coef: float | None = _option(None, "Weight alpha of the hindsight scores; 0 switches them off.")
     hindsight_placement: Literal["advantage", "return"] = _option("advantage", "Where the scores are added.")
-    hindsight_gate: Literal["agreement", "none"] = _option("none", "Trust the judge as far as it agrees.")
+    hindsight_gate: Literal["agreement", "none"] = _option("agreement", "Trust the judge as far as it agrees.")
     hindsight_prompt: str | None = _option(None, "Jinja template of the evaluator's question.")
     hindsight_verdicts: list[str] = field(
         default_factory=lambda: ["good", "bad"], metadata={"help": "Verdict words, best first."}

@@ -16,6 +16,7 @@ class Arm:
         judge (`str`): `"model"`, a control of `trl_mise.judges`, or a rival of `rivals.py`.
         shuffled_returns (`bool`): calibrate toward the returns of other episodes.
         trainer (`"mise"` or `"grpo"`): whose loop.
+        writes (`bool`): the judge writes its verdicts, which its warm start has to teach it.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Arm:
     judge: str = "model"
     shuffled_returns: bool = False
     trainer: str = "mise"
+    writes: bool = False
 
 
 _ALL = (
@@ -41,7 +43,11 @@ _ALL = (
     Arm("affine", "… post-hoc affine map", {"posthoc_calibrator": "affine"}),
     Arm("platt", "… post-hoc Platt map", {"posthoc_calibrator": "platt"}),
     Arm("isotonic", "… post-hoc isotonic map", {"posthoc_calibrator": "isotonic"}),
+    Arm("ungated", "… without the gate", {"hindsight_gate": "none"}),
     Arm("sampled", "… sampled verdicts", {"verdict_mode": "sampled"}),
+    Arm("written", "written verdicts, rewarded by sum", writes=True),
+    Arm("written-step", "… rewarded by step", {"calibration_target": "step"}, writes=True),
+    Arm("written-uncalibrated", "… not rewarded", {"calibration_target": "none"}, writes=True),
     Arm("oracle", "oracle verdicts", judge="oracle"),
     Arm("flipped", "flipped verdicts", judge="flipped"),
     Arm("random", "random verdicts", judge="random"),

@@ -29,7 +29,7 @@ CURVES = (
     *("env/success", "env/return", "env/episode_length", "env/invalid_action_rate"),
     *("hindsight/auroc", "hindsight/brier", "hindsight/ece", "hindsight/score_gap", "hindsight/within_episode_spread"),
     *("hindsight/verdict_entropy", "hindsight/score_mean", "hindsight/shaping_share", "hindsight/gate"),
-    *("mise/mutual_information", "mise/kl_to_proxy", "calibration/loss"),
+    *("hindsight/unreadable_rate", "mise/mutual_information", "mise/kl_to_proxy", "calibration/loss"),
 )
 """What is kept of a run, a number per update."""
 PPO_SETTINGS = (
@@ -59,6 +59,11 @@ class Cell:
         return self.arm + "".join(f" {name}={value}" for name, value in sorted(self.variant.items()))
 
     @property
+    def recipe(self) -> Any:
+        """Of the policy that it starts from."""
+        return TASKS[self.task].recipe_for(self.seed, writes=ARMS[self.arm].writes)
+
+    @property
     def key(self) -> tuple[str, str, int]:
         return self.task, self.arm_name, self.seed
 
@@ -66,13 +71,13 @@ class Cell:
 def options_of(cell: Cell) -> dict[str, Any]:
     """All options that a cell sets."""
     task, arm = TASKS[cell.task], ARMS[cell.arm]
-    return {**task.recipe(cell.seed).training_defaults(), **task.options, **arm.options, **cell.variant}
+    return {**cell.recipe.training_defaults(), **task.options, **arm.options, **cell.variant}
 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
     """What decides a cell's result, defaults included: a stored result with other settings is stale."""
-    task, arm = TASKS[cell.task], ARMS[cell.arm]
-    about = {"recipe": asdict(task.recipe(cell.seed)), "judge": arm.judge, "shuffled_returns": arm.shuffled_returns}
+    arm = ARMS[cell.arm]
+    about = {"recipe": asdict(cell.recipe), "judge": arm.judge, "shuffled_returns": arm.shuffled_returns}
     options = options_of(cell)
     if arm.trainer == "grpo":
         return json.loads(json.dumps({**about, "trainer": "grpo", **options}))
@@ -120,7 +125,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     """Trains once; the result is what [`ResultStore`] keeps."""
     torch.set_num_threads(1)
     task, arm, start = TASKS[cell.task], ARMS[cell.arm], time.time()
-    recipe = task.recipe(cell.seed)
+    recipe = cell.recipe
     model, tokenizer = cached(recipe)
     rows = list(task.rows(recipe, cell.seed))
     options = options_of(cell)
@@ -223,8 +228,9 @@ def run_cells(
         with ProcessPoolExecutor(
             jobs or os.cpu_count(), mp_context=get_context("spawn"), max_tasks_per_child=8
         ) as pool:
-            recipes = {repr(TASKS[cell.task].recipe(cell.seed)): (cell.task, cell.seed) for cell in missing}
-            for future in as_completed([pool.submit(_warm_start, task, seed) for task, seed in recipes.values()]):
+            # Two runs that start from the same policy must not both make it.
+            first = {repr(cell.recipe): cell for cell in missing}
+            for future in as_completed([pool.submit(_warm_start, cell) for cell in first.values()]):
                 future.result()
             futures = {pool.submit(run_cell, cell): cell for cell in missing}
             for done, future in enumerate(as_completed(futures), start=1):
@@ -251,6 +257,6 @@ def _unique(cells: Iterable[Cell]) -> list[Cell]:
     return list({cell.key: cell for cell in cells}.values())
 
 
-def _warm_start(task: str, seed: int) -> None:
+def _warm_start(cell: Cell) -> None:
     torch.set_num_threads(1)
-    cached(TASKS[task].recipe(seed))
+    cached(cell.recipe)

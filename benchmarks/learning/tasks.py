@@ -7,7 +7,7 @@ from typing import Any
 from trl_mise.envs import kitchen, tasting, webshop
 from trl_mise.envs.webshop_policies import biased_judge_step as biased_shop_judge
 from trl_mise.envs.webshop_policies import judge_step as shop_judge
-from trl_mise.recipes import KitchenBase, KitchenRecipe, kitchen_recipe
+from trl_mise.recipes import KitchenBase, KitchenRecipe, WritingKitchenRecipe, kitchen_recipe
 from trl_mise.tasting_recipe import TastingRecipe
 from trl_mise.warm_start import Judge
 from trl_mise.webshop_recipe import WebShopRecipe
@@ -24,6 +24,7 @@ class LearningTask:
         rows: the training rows of a recipe and a seed.
         truth: right or wrong, of a step not yet taken; for the oracle. `None` where nobody knows.
         options: of `MISEConfig`, for all arms alike, beside the recipe's own.
+        writing_recipe: makes the recipe of a policy that also learned to write evaluations; for the arms that do.
     """
 
     name: str
@@ -32,11 +33,25 @@ class LearningTask:
     rows: Callable[[Any, int], Sequence[Mapping[str, Any]]]
     truth: Judge | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    writing_recipe: Callable[[int], Any] | None = None
+
+    def recipe_for(self, seed: int, *, writes: bool) -> Any:
+        """The recipe of a seed, for an arm that has its verdicts written or not."""
+        if not writes:
+            return self.recipe(seed)
+        if self.writing_recipe is None:
+            raise ValueError(f"task {self.name!r} has no policy that learned to write evaluations; leave the arm out")
+        return self.writing_recipe(seed)
 
 
-def _kitchen(name: str, title: str, recipe: Callable[[int], Any]) -> LearningTask:
+def _kitchen(name: str, title: str, recipe: Callable[[int], KitchenRecipe]) -> LearningTask:
     return LearningTask(
-        name, title, recipe, lambda _, seed: kitchen.make_tasks("train", 4096, seed=seed), kitchen.judge_step
+        name,
+        title,
+        recipe,
+        lambda _, seed: kitchen.make_tasks("train", 4096, seed=seed),
+        kitchen.judge_step,
+        writing_recipe=lambda seed: WritingKitchenRecipe(**vars(recipe(seed))),
     )
 
 
