@@ -150,7 +150,6 @@ class TestStore:
             return fake_run(cell.task, cell.arm, cell.seed, [0.5])
 
         monkeypatch.setattr(runner, "run_cell", run_cell)
-        monkeypatch.setattr(runner, "_warm_start", lambda cell: None)
         monkeypatch.setattr(runner, "ProcessPoolExecutor", lambda jobs, **kwargs: ThreadPoolExecutor(jobs))
         store = ResultStore(tmp_path)
         store.add(fake_run("kitchen", "mise", 0, [0.5]))
@@ -159,6 +158,35 @@ class TestStore:
             run_cells(cells, store, jobs=1, say=lambda *args, **kwargs: None)
         assert [cell.seed for cell in ran] == [1, 2, 3]
         assert {run["seed"] for run in store.runs("kitchen")} == {0, 1, 3}
+
+    def test_cells_of_one_policy_wait_for_the_one_that_makes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+
+        now: list[Cell] = []
+        first_two = threading.Barrier(2, timeout=60)
+        order: list[tuple[str, int]] = []
+        lock = threading.Lock()
+
+        def run_cell(cell: Cell) -> dict[str, Any]:
+            with lock:
+                now.append(cell)
+                others = [other for other in now if other is not cell and other.seed == cell.seed]
+                # The first of a seed is alone with its policy.
+                assert not others or any(seed == cell.seed for _, seed in order)
+            if cell.arm == "sparse":
+                first_two.wait()  # two different policies are made at the same time
+            with lock:
+                now.remove(cell)
+                order.append((cell.arm, cell.seed))
+            return {"arm": cell.arm}
+
+        monkeypatch.setattr(runner, "run_cell", run_cell)
+        monkeypatch.setattr(runner, "ProcessPoolExecutor", lambda jobs, **kwargs: ThreadPoolExecutor(jobs))
+        cells = [Cell("kitchen", arm, seed) for seed in (0, 1) for arm in ("sparse", "mise", "flipped")]
+        results = {cell.key: outcome for cell, outcome in runner._in_parallel(cells, 2)}
+        assert len(results) == 6 and not any(isinstance(outcome, Exception) for outcome in results.values())
+        assert {arm for arm, _ in order[:2]} == {"sparse"}
 
     def test_a_variant_is_another_arm(self) -> None:
         assert Cell("shop", "sparse", 1, {"learning_rate": 1e-3}).key == ("shop", "sparse learning_rate=0.001", 1)
@@ -284,6 +312,7 @@ class TestRivals:
         played = episodes(80).trajectories
         examples = [CalibrationExample(t, np.full(t.num_steps, 0.5)) for t in played]
         callback = ShuffledReturns(seed=1)
+        callback.buffer.add(examples)
         shuffled = callback._unit_returns(examples)
         straight = [t.episode_return for t in played]
         assert sorted(shuffled) == sorted(straight) and shuffled != straight

@@ -4,8 +4,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields
 from multiprocessing import get_context
 from pathlib import Path
@@ -222,41 +222,44 @@ def run_cells(
     wanted = _unique(cells)
     missing = [cell for cell in wanted if store.find(cell) is None]
     say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before", flush=True)
-    failed: list[tuple[Cell, BaseException]] = []
-    if missing:
-        # Processes are replaced now and then: what runs leave behind (caches, memory) does not pile up.
-        with ProcessPoolExecutor(
-            jobs or os.cpu_count(), mp_context=get_context("spawn"), max_tasks_per_child=8
-        ) as pool:
-            # Two runs that start from the same policy must not both make it.
-            first = {repr(cell.recipe): cell for cell in missing}
-            for future in as_completed([pool.submit(_warm_start, cell) for cell in first.values()]):
-                future.result()
-            futures = {pool.submit(run_cell, cell): cell for cell in missing}
-            for done, future in enumerate(as_completed(futures), start=1):
-                cell = futures[future]
-                try:
-                    run = future.result()
-                except Exception as error:
-                    failed.append((cell, error))
-                    say(f"[{done}/{len(missing)}] {cell.key} failed: {error!r}", flush=True)
-                    continue
-                store.add(run)
-                success = run["curves"]["env/success"]
-                say(
-                    f"[{done}/{len(missing)}] {cell.task} | {cell.arm_name} | seed {cell.seed}: "
-                    f"AUC {sum(success) / len(success):.3f}, {run['seconds']:.0f} s",
-                    flush=True,
-                )
+    failed: list[tuple[Cell, Exception]] = []
+    for done, (cell, outcome) in enumerate(_in_parallel(missing, jobs or os.cpu_count() or 1), start=1):
+        said = f"[{done}/{len(missing)}] {cell.task} | {cell.arm_name} | seed {cell.seed}"
+        if isinstance(outcome, Exception):
+            failed.append((cell, outcome))
+            say(f"{said}: {outcome!r}", flush=True)
+            continue
+        store.add(outcome)
+        success = outcome["curves"]["env/success"]
+        say(f"{said}: AUC {sum(success) / len(success):.3f}, {outcome['seconds']:.0f} s", flush=True)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(missing)} runs failed, the first: {failed[0][0]}") from failed[0][1]
     return [run for cell in wanted if (run := store.find(cell)) is not None]
 
 
+def _in_parallel(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, dict[str, Any] | Exception]]:
+    """Runs the cells in their order, as far as possible, and gives each with its result when it has one.
+
+    Cells that start from the same policy wait for the first of them, which may have to make it.
+    """
+    waiting, made, running = list(cells), set[str](), dict[Future[dict[str, Any]], Cell]()
+    # Processes are replaced now and then: what runs leave behind (caches, memory) does not pile up.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=8) as pool:
+        while waiting or running:
+            making = {repr(cell.recipe) for cell in running.values()} - made
+            ready = (cell for cell in waiting if repr(cell.recipe) not in making)
+            while len(running) < jobs and (cell := next(ready, None)) is not None:
+                waiting.remove(cell)
+                running[pool.submit(run_cell, cell)] = cell
+                making = {repr(cell.recipe) for cell in running.values()} - made
+                ready = (cell for cell in waiting if repr(cell.recipe) not in making)
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                cell = running.pop(future)
+                made.add(repr(cell.recipe))
+                error = future.exception()
+                yield cell, error if isinstance(error, Exception) else future.result()
+
+
 def _unique(cells: Iterable[Cell]) -> list[Cell]:
     return list({cell.key: cell for cell in cells}.values())
-
-
-def _warm_start(cell: Cell) -> None:
-    torch.set_num_threads(1)
-    cached(cell.recipe)
