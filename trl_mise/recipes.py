@@ -194,7 +194,7 @@ class KitchenRecipe:
 
 @dataclass(frozen=True)
 class WritingKitchenRecipe(KitchenRecipe):
-    """The kitchen's policy, whose judge writes: what the order wanted there, then its verdict (`"rare : bad"`).
+    """The kitchen's policy, whose judge writes an evaluation (`"order wrong : bad"`).
 
     Args:
         clean_steps (`int`): optimizer steps on nearly clean evaluations, before the noisy ones.
@@ -216,9 +216,9 @@ class WritingKitchenRecipe(KitchenRecipe):
         """Builds (model, tokenizer); the clean half of the kitchen comes from the cache."""
         model, tokenizer = cached(self.base, progress=progress)
         phases = []
-        for name, steps, demonstrations, verdicts in (
-            ("evaluations", self.clean_steps, self.base.accuracy, self.base.accuracy),
-            ("noise", self.steps, self.demo_accuracy, self.verdict_accuracy),
+        for name, steps, demonstrations, verdicts, learning_rate in (
+            ("evaluations", self.clean_steps, self.base.accuracy, self.base.accuracy, 3e-3),
+            ("noise", self.steps, self.demo_accuracy, self.verdict_accuracy, 1e-3),
         ):
             lesson = self.base.lesson(
                 tokenizer,
@@ -227,7 +227,7 @@ class WritingKitchenRecipe(KitchenRecipe):
                 demo_accuracy=demonstrations,
                 verdict_accuracy=verdicts,
                 seed=self.seed,
-                learning_rate=1e-3,
+                learning_rate=learning_rate,
             )
             phases.append(replace(lesson, verdicts=self._written(tokenizer, name, verdicts), verdict_batch_size=8))
         warm_start(model, phases, seed=self.seed, progress=progress)
@@ -247,7 +247,7 @@ class WritingKitchenRecipe(KitchenRecipe):
             judge=judge,
         )
         evaluator = HindsightReward(chat, prompt=WRITTEN_PROMPT, verdict_mode="generate")
-        return written_examples(judged, evaluator, accuracy, _wanted, seed=seed)
+        return written_examples(judged, evaluator, accuracy, _reason, seed=seed)
 
 
 class ShortOrders(kitchen.KitchenEnv):
@@ -285,11 +285,9 @@ def _chooser(accuracy: float) -> Act:
     return act
 
 
-def _wanted(trajectory: Trajectory, step: int) -> str:
-    """What the order says of the step's station."""
-    station = trajectory.turns[step].observation.split()[-1]
-    words = trajectory.instruction.split()
-    return words[words.index(station) + 1]
+def _reason(trajectory: Trajectory, step: int, praised: bool) -> str:
+    """As much as a policy of this size can say."""
+    return "all right" if praised else "order wrong"
 
 
 def _mix(seed: int, *names: str) -> int:

@@ -179,7 +179,7 @@ def written_examples(
     episodes: ScriptedEpisodes,
     evaluator: HindsightReward,
     accuracy: float,
-    reason: Callable[[Trajectory, int], str],
+    reason: Callable[[Trajectory, int, bool], str],
     *,
     seed: int = 0,
 ) -> WrittenExamples:
@@ -189,7 +189,7 @@ def written_examples(
         episodes ([`ScriptedEpisodes`]): played with a judge.
         evaluator ([`HindsightReward`]): words the questions, and knows the verdicts.
         accuracy (`float`): in [0.5, 1]; the word is turned round with the remaining probability.
-        reason: of a step of an episode; without a colon.
+        reason: of an episode, a step and whether it is praised; without a colon.
         seed (`int`): of the words that are turned round.
     """
     if not 0.5 <= accuracy <= 1.0:
@@ -199,8 +199,9 @@ def written_examples(
     for trajectory, judged in zip(episodes.trajectories, episodes.judged_good, strict=True):
         of_episode = []
         for step, (context, good) in enumerate(zip(evaluator.contexts([trajectory]), judged, strict=True)):
-            verdict = int(good == (rng.random() >= accuracy))
-            text = f"{reason(trajectory, step)} : {evaluator.verdicts[verdict]}"
+            truthful = rng.random() < accuracy
+            verdict = 0 if good == truthful else 1
+            text = f"{reason(trajectory, step, verdict == 0)} : {evaluator.verdicts[verdict]}"
             own = [*chat.encode_text(text), chat.stop_token_ids[0]]
             of_episode.append(WrittenVerdict((*context, *own), len(context), text, verdict))
         examples.append(of_episode)
