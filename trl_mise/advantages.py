@@ -163,9 +163,25 @@ def masked_moments(values: Tensor, mask: Tensor, reduce: Reduce = _identity) -> 
     return mean, squares / (count - 1).clamp(min=1)
 
 
-def whiten(values: Tensor, mask: Tensor, reduce: Reduce = _identity, *, shift_mean: bool = True) -> Tensor:
-    """Zero mean (unless `shift_mean=False`), unit variance over the unmasked values of all processes."""
+def whiten(
+    values: Tensor,
+    mask: Tensor,
+    reduce: Reduce = _identity,
+    *,
+    shift_mean: bool = True,
+    scale_of: Tensor | None = None,
+) -> Tensor:
+    """Zero mean (unless `shift_mean=False`), unit variance over the unmasked values of all processes.
+
+    Args:
+        values, mask (`Tensor`): of the same shape.
+        reduce: sums over processes.
+        shift_mean (`bool`): take the mean away.
+        scale_of (`Tensor`, *optional*): divide by the standard deviation of these instead of that of `values`.
+    """
     mean, variance = masked_moments(values, mask, reduce)
+    if scale_of is not None:
+        _, variance = masked_moments(scale_of, mask, reduce)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (whitened if shift_mean else whitened + mean) * mask
 

@@ -324,11 +324,6 @@ class HindsightReward:
 
     # What is made of it
 
-    @property
-    def effective_coef(self) -> float:
-        """alpha as far as the gate is open."""
-        return self.coef * (1.0 if self.gate is None else self.gate.value)
-
     def calibrate(self, scores: np.ndarray) -> np.ndarray:
         """g(h), `(S,)`."""
         if self.calibrator is None or not scores.size:

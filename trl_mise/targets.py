@@ -36,6 +36,7 @@ class TargetOptions:
         kl_estimator (`"k1"` or `"k3"`): of the KL in the reward and of the logged KL.
         whiten_rewards (`bool`): scale the rewards to unit variance.
         hindsight_coef (`float`): alpha.
+        gate (`float`): in [0, 1], how much of alpha is let through.
         hindsight_placement (`"advantage"` or `"return"`): where alpha n_t is added.
     """
 
@@ -47,6 +48,7 @@ class TargetOptions:
     whiten_rewards: bool
     hindsight_coef: float
     hindsight_placement: Literal["advantage", "return"]
+    gate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def compute_targets(
     if step_scores is not None:
         turn_scores = per_turn([scores.tolist() for scores in step_scores], layout)
     if options.hindsight_placement == "return":
-        turn_rewards = turn_rewards + options.hindsight_coef * turn_scores
+        turn_rewards = turn_rewards + options.gate * options.hindsight_coef * turn_scores
     kl = kl_estimate(evaluation.log_probs, evaluation.ref_log_probs, options.kl_estimator) * layout.mask  # (B, A)
     rewards = place_rewards(turn_rewards, layout) - options.kl_coef * kl
     if options.whiten_rewards:
@@ -99,16 +101,18 @@ def compute_targets(
         "objective/entropy": float(-(evaluation.log_probs * layout.mask).sum()) / len(trajectories),
         "objective/scores": float(np.mean([t.episode_return for t in trajectories])),
     }
-    agreement = np.zeros(0)
+    agreement, ungated = np.zeros(0), None
     if step_scores is not None:
         agreement = _agreement(advantages, env_rewards, turn_scores, layout, options)
-        environment = env_rewards
+        let_through, environment = options.gate * options.hindsight_coef, env_rewards
         if options.hindsight_placement == "advantage":
-            unshaped = shaped_advantages(advantages, turn_scores, 0.0, layout, reduce)
-            environment = mean_by_turn(unshaped, layout)
-            advantages = shaped_advantages(advantages, turn_scores, options.hindsight_coef, layout, reduce)
-        metrics["hindsight/shaping_share"] = _share(options.hindsight_coef * turn_scores, environment)
-    advantages = whiten(advantages, layout.mask, reduce)
+            # While all returns are equal, whitening blows up what little praise a nearly closed gate lets through;
+            # so its scale is that of the advantages with the gate open.
+            ungated = shaped_advantages(advantages, turn_scores, options.hindsight_coef, layout, reduce)
+            environment = mean_by_turn(shaped_advantages(advantages, turn_scores, 0.0, layout, reduce), layout)
+            advantages = shaped_advantages(advantages, turn_scores, let_through, layout, reduce)
+        metrics["hindsight/shaping_share"] = _share(let_through * turn_scores, environment)
+    advantages = whiten(advantages, layout.mask, reduce, scale_of=ungated)
     targets = UpdateTargets(advantages=advantages, returns=returns, value_mask=_value_mask(layout, options.turn_level))
     return TargetResult(targets, agreement, metrics)
 

@@ -464,8 +464,9 @@ class MISETrainer(RepairedPPOTrainer):
             kl_coef=0.0 if self._kl_is_loss else args.kl_coef,
             kl_estimator=args.kl_estimator,
             whiten_rewards=args.whiten_rewards,
-            hindsight_coef=0.0 if hindsight is None else hindsight.effective_coef,
+            hindsight_coef=0.0 if hindsight is None else hindsight.coef,
             hindsight_placement="advantage" if hindsight is None else hindsight.placement,
+            gate=1.0 if hindsight is None or hindsight.gate is None else hindsight.gate.value,
         )
         return compute_targets(trajectories, layout, evaluation, step_scores, options, self._reduce_sum)
 
