@@ -1,4 +1,4 @@
-"""Writes the tables of `benchmarks/README.md`, and the short one of `README.md`, from `benchmarks/results/*.json`.
+"""Writes the tables of `benchmarks/README.md`, and the short ones of `README.md`, from `benchmarks/results`.
 
 No number is copied by hand:
 
@@ -10,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._common import markdown
+from benchmarks.learning.estimators import summarise
+from benchmarks.learning.runner import ResultStore
+from benchmarks.learning.tasks import TASKS
 
 FOLDER = Path(__file__).parent
 MARKER = "<!-- Everything below is written by `python -m benchmarks.tables`. -->\n"
 
 
+LEARNING = (
+    "<!-- results: written by `python -m benchmarks.tables` from benchmarks/results/learning -->\n",
+    "<!-- end of results -->\n",
+)
 COSTS = ("<!-- costs: written by `python -m benchmarks.tables` -->\n", "<!-- end of costs -->\n")
 
 
 def main() -> None:
-    for path, fill in ((FOLDER / "README.md", with_tables), (FOLDER.parent / "README.md", with_costs)):
+    readme = FOLDER.parent / "README.md"
+    for path, fill in ((FOLDER / "README.md", with_tables), (readme, with_costs), (readme, with_learning)):
         path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -33,6 +41,31 @@ def with_tables(text: str) -> str:
 
 def result(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def with_learning(text: str) -> str:
+    """The text with the headline rows of the learning benchmark between the two markers."""
+    before, rest = text.split(LEARNING[0])
+    return f"{before}{LEARNING[0]}{headlines(ResultStore())}\n{LEARNING[1]}{rest.split(LEARNING[1])[1]}"
+
+
+def headlines(store: ResultStore) -> str:
+    """A row per task, a column per arm: mean AUC over the seeds, the worst seed's and the number of seeds."""
+    arms = {"MISE": "mise", "sparse PPO": "sparse", "TRL's GRPO": "grpo", "judge of the past": "prefix"}
+    rows = []
+    for task in TASKS.values():
+        runs = store.runs(task.name)
+        cells = {title: _area([run for run in runs if run["arm"] == arm]) for title, arm in arms.items()}
+        if cells["MISE"]:
+            rows.append({"task": task.headline, **cells})
+    return markdown(rows)
+
+
+def _area(runs: list[dict[str, Any]]) -> str:
+    if not runs:
+        return ""
+    summary = summarise([run["curves"]["env/success"] for run in runs])
+    return f"{summary.auc:.2f} ({summary.worst:.2f}; {summary.seeds})"
 
 
 def with_costs(text: str) -> str:

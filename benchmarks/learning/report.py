@@ -34,7 +34,7 @@ def main() -> None:
     RESULTS_PAGE.write_text(page(runs, searches), encoding="utf-8")
     for name, of_task in runs.items():
         if of_task:
-            plot_learning(TASKS[name].title, of_task, ASSETS / f"results-{_file_name(name)}.png")
+            plot_learning(TASKS[name].headline, of_task, ASSETS / f"results-{_file_name(name)}.png")
     plot_judges(runs, ASSETS / "results-judges.png")
 
 
@@ -87,7 +87,7 @@ def claims_table(runs: Runs) -> str:
 
 def task_section(name: str, runs: Runs, searches: Runs) -> list[str]:
     """Table, plot and commands of a task."""
-    title = TASKS[name].title
+    title = TASKS[name].headline
     arms = [arm for arm in ARMS if any(run["arm"] == arm for run in runs)]
     seeds = sorted({run["seed"] for run in runs})
     command = (

@@ -25,6 +25,7 @@ class LearningTask:
         truth: right or wrong, of a step not yet taken; for the oracle. `None` where nobody knows.
         options: of `MISEConfig`, for all arms alike, beside the recipe's own.
         writing_recipe: makes the recipe of a policy that also learned to write evaluations; for the arms that do.
+        family (`str`): the task that "the same" in the title refers to.
     """
 
     name: str
@@ -34,6 +35,12 @@ class LearningTask:
     truth: Judge | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     writing_recipe: Callable[[int], Any] | None = None
+    family: str = ""
+
+    @property
+    def headline(self) -> str:
+        """Of a row in a table of all tasks."""
+        return f"{self.family}, {self.title.removeprefix('the same, ')}" if self.family else self.title
 
     def recipe_for(self, seed: int, *, writes: bool) -> Any:
         """The recipe of a seed, for an arm that has its verdicts written or not."""
@@ -44,7 +51,7 @@ class LearningTask:
         return self.writing_recipe(seed)
 
 
-def _kitchen(name: str, title: str, recipe: Callable[[int], KitchenRecipe]) -> LearningTask:
+def _kitchen(name: str, title: str, recipe: Callable[[int], KitchenRecipe], family: str = "") -> LearningTask:
     return LearningTask(
         name,
         title,
@@ -52,6 +59,7 @@ def _kitchen(name: str, title: str, recipe: Callable[[int], KitchenRecipe]) -> L
         lambda _, seed: kitchen.make_tasks("train", 4096, seed=seed),
         kitchen.judge_step,
         writing_recipe=lambda seed: WritingKitchenRecipe(**vars(recipe(seed))),
+        family=family,
     )
 
 
@@ -62,6 +70,7 @@ def _tasting(name: str, title: str, recipe: TastingRecipe) -> LearningTask:
         lambda seed: recipe,  # one warm start: what differs between seeds is the training
         lambda _, seed: tasting.make_tasks("train", 4096, seed=seed),
         tasting.judge_step,
+        family="chef's table" if recipe.biased else "",
     )
 
 
@@ -73,6 +82,7 @@ def _shop(name: str, title: str, *, biased: bool) -> LearningTask:
         lambda recipe, seed: webshop.make_tasks("train", 2048, seed=seed, **recipe.env_kwargs),
         shop_judge,
         {"eval_strategy": "no"},
+        family="web shop" if biased else "",
     )
 
 
@@ -95,12 +105,14 @@ _ALL = (
         "kitchen-biased",
         "the same, biased judge",
         lambda seed: kitchen_recipe("hard", biased=True, seed=seed),
+        family="kitchen, hardly any success",
     ),
     _kitchen("kitchen-1%", "kitchen, success near 1%", lambda seed: kitchen_recipe("near_one_percent", seed=seed)),
     _kitchen(
         "kitchen-1%-biased",
         "the same, biased judge",
         lambda seed: kitchen_recipe("near_one_percent", biased=True, seed=seed),
+        family="kitchen, success near 1%",
     ),
     _kitchen("kitchen-16", "kitchen, 16 choices", lambda seed: _long_kitchen(16, seed)),
     _kitchen("kitchen-32", "kitchen, 32 choices", lambda seed: _long_kitchen(32, seed)),
