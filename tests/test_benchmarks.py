@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import tables
 from benchmarks._common import count_flops, markdown, paired_seconds, peak_bytes
+from benchmarks.learning import report
 
 FOLDER = Path(tables.__file__).parent
 
@@ -29,10 +30,22 @@ def test_runs_and_writes_its_table(name: str, tmp_path: Path, capsys: pytest.Cap
 def test_the_readmes_show_the_results() -> None:
     text = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
     assert tables.with_costs(text) == text, "run: python -m benchmarks.tables"
+    assert tables.with_learning(text) == text, "run: python -m benchmarks.tables"
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert tables.with_tables(text) == text, "run: python -m benchmarks.tables"
     for path in (FOLDER / "results").glob("*.json"):
         assert f"benchmarks/results/{path.name}" in text, "every result needs the command that makes it"
+
+
+def test_the_results_page_shows_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = report.RESULTS_PAGE.read_text(encoding="utf-8")
+    monkeypatch.setattr(report, "RESULTS_PAGE", tmp_path / "results.md")
+    monkeypatch.setattr(report, "plot_learning", lambda *args: None)
+    monkeypatch.setattr(report, "plot_judges", lambda *args: None)
+    report.main()
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == written, (
+        "run: python -m benchmarks.learning.report"
+    )
 
 
 def test_paired_runs_take_turns() -> None:

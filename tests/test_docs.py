@@ -13,6 +13,10 @@ from trl_mise import MISEConfig
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+DIAGNOSTICS = (ROOT / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+MEASURES = "".join(
+    (ROOT / "trl_mise" / f"{module}.py").read_text(encoding="utf-8") for module in ("metrics", "targets", "callback")
+)
 CODE = re.compile(r"(?:<!-- test: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
 
 
@@ -93,7 +97,7 @@ def test_the_commands_of_the_readme_exist():
 
 
 def test_the_code_that_the_method_names_exists():
-    names = set(re.findall(r"`([a-z_]+)\.([A-Za-z_]+)`", METHOD))
+    names = {pair for pair in re.findall(r"`([a-z_]+)\.([A-Za-z_]+)`", METHOD + DIAGNOSTICS) if pair[1] != "md"}
     assert len(names) > 20
     for module, name in names:
         assert hasattr(importlib.import_module(f"trl_mise.{module}"), name), f"{module}.{name}"
@@ -104,13 +108,25 @@ def test_the_options_and_metrics_that_the_documents_name_exist():
     words = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)(?:=[^`]*)?`", METHOD))
     assert {"hindsight_placement", "evaluator_view", "gae_level", "kl_placement"} <= words
     assert words <= known.keys()
-    metrics = set(re.findall(r"`((?:hindsight|mise)/[a-z_]+)`", METHOD + README))
-    source = (ROOT / "trl_mise" / "metrics.py").read_text(encoding="utf-8")
-    assert len(metrics) >= 6
-    assert [name for name in sorted(metrics) if f'"{name}"' not in source] == []
+    metrics = set(re.findall(r"`((?:hindsight|mise|calibration)/[a-z_]+)`", METHOD + README + DIAGNOSTICS))
+    assert len(metrics) >= 12
+    assert [name for name in sorted(metrics) if f'"{name}"' not in MEASURES] == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/method.md"])
+def test_every_measure_of_the_judge_is_explained():
+    logged = set(re.findall(r'f?"((?:hindsight|mise)/[a-z_]+)', MEASURES))
+    assert len(logged) >= 12
+    assert [name for name in sorted(logged) if name not in DIAGNOSTICS] == []
+
+
+def test_the_options_that_the_diagnostics_name_exist():
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)(?:=[^`]*)?`", DIAGNOSTICS))
+    assert {"hindsight_gate", "calibration_anchor_coef"} <= named
+    others = {"report_to", "logging_steps"}  # TRL's and transformers' own
+    assert [name for name in sorted(named - others) if not hasattr(MISEConfig, name) and name not in defaults()] == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/method.md", "docs/diagnostics.md", "docs/results.md"])
 def test_files_that_the_documents_name_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     linked = [t for t in re.findall(r"\]\(([^)#]+)\)", text) if not t.startswith("http")]
