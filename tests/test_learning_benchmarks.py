@@ -96,6 +96,7 @@ def fake_run(task: str, arm: str, seed: int, curve: list[float], **settings: Any
         "settings": {**settings_of(Cell(task, arm.split()[0], seed)), **settings},
         "curves": {"env/success": curve, "hindsight/auroc": [None, *curve[1:]], "hindsight/brier": curve},
         "by_step": [0.1, 0.2],
+        "reliability": [[30, 0.25, 0.1], [40, 0.72, 0.6]],
     }
 
 
@@ -391,7 +392,9 @@ def test_a_run_from_beginning_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for arm in ("sparse", "mise", "oracle", "random", "shuffled-steps", "shuffled-returns", "potential", "grpo"):
         run = runner.run_cell(Cell("kitchen", arm, 0))
         assert len(run["curves"]["env/success"]) == 2, arm
-        assert len(run["by_step"]) == (0 if arm in ("sparse", "grpo") else 3)
+        judged = arm not in ("sparse", "grpo")
+        assert len(run["by_step"]) == (3 if judged else 0)
+        assert sum(count for count, _, _ in run["reliability"]) == (32 if judged else 0)
         assert ResultStore(tmp_path).find(Cell("kitchen", arm, 0)) is None
         ResultStore(tmp_path).add(run)
         assert ResultStore(tmp_path).find(Cell("kitchen", arm, 0)) == json.loads(json.dumps(run))

@@ -24,6 +24,9 @@ SHOWN = ("mise", "sparse", "grpo", "uncalibrated", "prefix", "flipped")
 """Arms in the plots; more than six lines cannot be read."""
 COLOURS = dict(zip(SHOWN, ("#1f5a99", "#8a8a8a", "#c8501e", "#6aa84f", "#8e63b0", "#c9a227"), strict=True))
 
+JUDGED, JUDGES = "kitchen-1%-biased", ("mise", "uncalibrated", "step", "frozen")
+"""Whose judges are drawn."""
+
 Runs = list[dict[str, Any]]
 
 
@@ -63,9 +66,8 @@ def page(runs: dict[str, Runs], searches: dict[str, Runs]) -> str:
     parts += [
         "## The judges\n",
         "![Judges: agreement with the outcome, and where in the episode praise goes](assets/results-judges.png)\n",
-        "`python -m benchmarks.learning.report`. Left and middle: how well an episode's mean score tells success, and",
-        "its squared error as a forecast, on episodes that the judge has not been calibrated on yet. Right: mean",
-        "score by place in the episode, at the end of training.",
+        "`python -m benchmarks.learning.report`. An episode's score is the mean of its steps', on episodes that the",
+        "judge has not been calibrated on yet. It need not be the probability of winning: scores are normalised.",
         "",
     ]
     return "\n".join(parts)
@@ -159,28 +161,47 @@ def plot_learning(title: str, runs: Runs, path: Path) -> None:
 
 
 def plot_judges(runs: dict[str, Runs], path: Path) -> None:
-    """AUROC and Brier of the episode's score over training, and the score by step."""
+    """AUROC and Brier score over training, reliability, and the score by step."""
     plt = _pyplot()
-    figure, panels = plt.subplots(1, 3, figsize=(11, 3.4))
-    shown = [("kitchen-1%-biased", arm) for arm in ("mise", "uncalibrated", "step", "frozen")]
-    for (task, arm), colour in zip(shown, ("#1f5a99", "#6aa84f", "#c8501e", "#8a8a8a"), strict=True):
-        of_arm = [run for run in runs.get(task, []) if run["arm"] == arm and "hindsight/auroc" in run["curves"]]
+    figure, panels = plt.subplots(2, 2, figsize=(9, 6.4))
+    panels = panels.flatten()
+    for arm, colour in zip(JUDGES, ("#1f5a99", "#6aa84f", "#c8501e", "#8a8a8a"), strict=True):
+        of_arm = [run for run in runs.get(JUDGED, []) if run["arm"] == arm and run["by_step"]]
         if not of_arm:
             continue
-        label = ARMS[arm].title.strip("*… ")
+        label = f"{ARMS[arm].title.strip('*… ')} ({len(of_arm)})"
         for panel, metric in zip(panels, ("hindsight/auroc", "hindsight/brier"), strict=False):
             curves = np.array([run["curves"][metric] for run in of_arm], dtype=float)
             panel.plot(_smooth(curves).mean(axis=0), color=colour, label=label)
-        steps = [run["by_step"] for run in of_arm if run["by_step"]]
-        if steps:
-            panels[2].plot(np.mean(steps, axis=0), color=colour, label=label)
-    for panel, title in zip(panels, ("AUROC", "Brier score", "mean score by step"), strict=True):
-        panel.set(title=title, xlabel="step" if title.endswith("step") else "update", ylim=(-0.02, 1.02))
-    panels[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"judges on {shown[0][0]}", fontsize=11)
+        panels[2].plot(*_reliability(of_arm), "o-", markersize=4, color=colour)
+        panels[3].plot(np.mean([run["by_step"] for run in of_arm], axis=0), color=colour)
+    panels[2].plot([0, 1], [0, 1], color="#cccccc", linewidth=1, zorder=0)
+    titles = (
+        ("AUROC of the episode's score", "update"),
+        ("Brier score of the episode's score", "update"),
+        ("calibration curve: share won by score", "mean score of the episode"),
+        ("mean score by step, last update", "step"),
+    )
+    for panel, (title, xlabel) in zip(panels, titles, strict=True):
+        panel.set(title=title, xlabel=xlabel, ylim=(-0.02, 1.02))
+    if panels[0].lines:
+        panels[0].legend(frameon=False, fontsize=8, title="arm (seeds)", title_fontsize=8)
+    figure.suptitle(TASKS[JUDGED].headline, fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _reliability(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+    """Mean score and share won of the bins, over all seeds; bins of a few episodes say nothing and are left out."""
+    bins: dict[int, list[list[float]]] = {}
+    for run in runs:
+        for count, score, won in run.get("reliability", []):
+            bins.setdefault(min(int(score * 10), 9), []).append([count, score, won])
+    merged = [np.array(rows) for _, rows in sorted(bins.items()) if sum(row[0] for row in rows) >= 20]
+    means = [(rows[:, 1:] * rows[:, :1]).sum(axis=0) / rows[:, 0].sum() for rows in merged]
+    scores, won = np.array(means).reshape(-1, 2).T
+    return scores, won
 
 
 def _smooth(curves: np.ndarray, width: int = 3) -> np.ndarray:

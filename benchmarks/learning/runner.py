@@ -11,8 +11,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from benchmarks._common import machine
 from benchmarks.learning.arms import ARMS, Arm
@@ -130,13 +132,16 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     rows = list(task.rows(recipe, cell.seed))
     options = options_of(cell)
     with tempfile.TemporaryDirectory() as output_dir:
+        reliability = Reliability()
         if arm.trainer == "grpo":
             from benchmarks.learning.grpo import train_grpo
 
             own = {**arm.options, **cell.variant}
             history = train_grpo(model, tokenizer, recipe, rows, options, own, output_dir, cell.seed)
         else:
-            history = _train_mise(model, tokenizer, task, arm, recipe, rows, options, output_dir, cell.seed)
+            history = _train_mise(
+                model, tokenizer, task, arm, recipe, rows, options, output_dir, cell.seed, reliability
+            )
     curves = {name: [_short(entry[name]) if name in entry else None for entry in history] for name in CURVES}
     profiles = [entry for entry in history if "hindsight/by_step/0" in entry]
     return {
@@ -148,7 +153,32 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "settings": settings_of(cell),
         "curves": {name: curve for name, curve in curves.items() if any(value is not None for value in curve)},
         "by_step": _by_step(profiles[-1]) if profiles else [],
+        "reliability": reliability.bins(),
     }
+
+
+class Reliability(TrainerCallback):
+    """Scores and outcomes of a run's episodes, as the judge saw them before it was calibrated on them."""
+
+    def __init__(self) -> None:
+        self.judged: list[list[tuple[float, bool]]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, update: Any = None, **kwargs: Any) -> None:
+        if update is None or update.scores is None:
+            return
+        pairs = zip(update.scores.split(), update.trajectories, strict=True)
+        self.judged.append([(float(np.nanmean(s)), t.success) for s, t in pairs if np.isfinite(s).any()])
+
+    def bins(self, number: int = 10) -> list[list[float]]:
+        """`[episodes, mean score, share won]` of each filled bin of scores, over the whole run."""
+        judged = [pair for update in self.judged for pair in update]
+        groups: dict[int, list[tuple[float, bool]]] = {}
+        for score, won in judged:
+            groups.setdefault(min(int(score * number), number - 1), []).append((score, won))
+        return [
+            [len(group), *(_short(float(np.mean(column))) for column in zip(*group, strict=True))]
+            for _, group in sorted(groups.items())
+        ]
 
 
 def _train_mise(
@@ -161,6 +191,7 @@ def _train_mise(
     options: Mapping[str, Any],
     output_dir: str,
     seed: int,
+    reliability: "Reliability",
 ) -> list[dict[str, float]]:
     args = MISEConfig(
         **{
@@ -181,7 +212,7 @@ def _train_mise(
         train_dataset=Dataset.from_list([dict(row) for row in rows]),
         environment_factory=recipe.environment_factory(),
         hindsight=_judge(task, arm, recipe, tokenizer, args) if args.hindsight_coef else False,
-        callbacks=[shuffled_returns(args)] if arm.shuffled_returns else None,
+        callbacks=[reliability, *([shuffled_returns(args)] if arm.shuffled_returns else [])],
     )
     trainer.train()
     return [entry for entry in trainer.state.log_history if "env/success" in entry]
