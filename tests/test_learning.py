@@ -7,14 +7,19 @@ sampled training episodes; "final" is the mean over the last 10 updates, AUC the
 from statistics import mean, median
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
-from trl_mise import MISEConfig, MISETrainer
-from trl_mise.envs import kitchen, webshop
+from trl_mise import HindsightReward, MISEConfig, MISETrainer
+from trl_mise.chat import ChatFormat
+from trl_mise.envs import kitchen, tasting, webshop
 from trl_mise.judges import judge_for
-from trl_mise.recipes import KitchenRecipe, kitchen_recipe
+from trl_mise.metrics import auroc
+from trl_mise.recipes import HINDSIGHT_PROMPT, KitchenRecipe, kitchen_recipe
+from trl_mise.tasting_recipe import TastingRecipe
 from trl_mise.tiny import cached
+from trl_mise.warm_start import scripted_rollouts
 from trl_mise.webshop_recipe import WebShopRecipe
 
 pytestmark = pytest.mark.slow
@@ -23,6 +28,11 @@ FINAL = 10
 
 
 def train_kitchen(recipe: KitchenRecipe, output_dir: Any, *, seed: int, judge: str = "model", **options: Any) -> Any:
+    rows = kitchen.make_tasks("train", 4096, seed=seed)
+    return train(recipe, rows, output_dir, seed=seed, judge=judge, **options)
+
+
+def train(recipe: Any, rows: Any, output_dir: Any, *, seed: int, judge: str = "model", **options: Any) -> Any:
     model, tokenizer = cached(recipe)
     args = MISEConfig(
         **{
@@ -38,7 +48,7 @@ def train_kitchen(recipe: KitchenRecipe, output_dir: Any, *, seed: int, judge: s
         args=args,
         processing_class=tokenizer,
         model=model,
-        train_dataset=Dataset.from_list(kitchen.make_tasks("train", 4096, seed=seed)),
+        train_dataset=Dataset.from_list(rows),
         environment_factory=recipe.environment_factory(),
         hindsight=judge_for(judge, tokenizer, args) if args.hindsight_coef else None,
     )
@@ -83,6 +93,42 @@ class TestKitchenHard:
     def test_neither_do_random_or_flipped_verdicts(self, judge, seed, tmp_path):
         trainer = train_kitchen(kitchen_recipe("hard", seed=seed), tmp_path, seed=seed, judge=judge)
         assert mean(success_curve(trainer)[-FINAL:]) <= 0.05
+
+
+class TestChefsTable:
+    """Whether a step was good is said several steps later."""
+
+    @staticmethod
+    def verdict_auroc(view: str) -> float:
+        """How well the warm-started judge tells good steps from bad ones, in houses that it has never been to."""
+        recipe = TastingRecipe()
+        model, tokenizer = cached(recipe)
+        chat = ChatFormat(tokenizer)
+        tasks = [{**row, "house": 1 + i} for i, row in enumerate(tasting.make_tasks("test", 100, seed=1))]
+        played = scripted_rollouts(
+            recipe.environment_factory(),
+            tasks,
+            lambda env, rng: tasting.noisy_action(env, rng, 0.5),
+            chat,
+            recipe.limits,
+            judge=tasting.judge_step,
+        )
+        judge = HindsightReward(chat, prompt=HINDSIGHT_PROMPT, view=view)
+        # The answer to the last dish is the bill, and what is said with it; of the others the past tells nothing.
+        scores = np.concatenate([s[:-1] for s in judge.score(model, played.trajectories).split()])
+        truth = np.array([good for judged in played.judged_good for good in judged[:-1]])
+        return auroc(scores, truth)
+
+    def test_only_a_judge_who_looks_back_can_know(self):
+        assert self.verdict_auroc("full") > 0.9
+        assert 0.4 < self.verdict_auroc("prefix") < 0.6
+
+    @pytest.mark.parametrize("view, learns", [("full", True), ("prefix", False)])
+    def test_and_only_with_such_a_judge_the_policy_learns(self, view, learns, tmp_path):
+        recipe = TastingRecipe()
+        rows = tasting.make_tasks("train", 4096, seed=0)
+        final = mean(success_curve(train(recipe, rows, tmp_path, seed=0, evaluator_view=view))[-FINAL:])
+        assert final >= 0.5 if learns else final <= 0.05
 
 
 def test_calibration_makes_a_biased_judge_harmless(tmp_path):
