@@ -13,6 +13,7 @@ from torch import nn
 from trainer_fakes import LetterEnv, largest_difference, make_policy, make_tokenizer, make_trainer, weights
 
 from trl_mise import MISEConfig
+from trl_mise.callback import HealthCallback
 from trl_mise.chat import ChatFormat
 from trl_mise.generation import Sampling
 from trl_mise.hindsight import EvaluatorFailure, HindsightReward
@@ -201,6 +202,8 @@ class TestTraining:
         trainer = self.trainer(tmp_path)
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "hindsight/unreadable_rate" in entry]
+        monitor = next(cb.monitor for cb in trainer.callback_handler.callbacks if isinstance(cb, HealthCallback))
+        assert len(monitor._outcomes) == 16 and all(np.isfinite(score) for score, _ in monitor._outcomes)
         assert len(logged) == 2
         assert all(entry["hindsight/unreadable_rate"] == pytest.approx(1 / 3, abs=0.05) for entry in logged)
         assert any("calibration/loss" in entry and np.isfinite(entry["calibration/loss"]) for entry in logged)

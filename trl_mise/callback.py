@@ -367,9 +367,9 @@ class HealthCallback(TrainerCallback):
         """Looks at the update's metrics and verdicts; on the main process."""
         if update is None or update.scores is None or not state.is_world_process_zero:
             return
-        judged = [
-            (s.mean(), t.success) for s, t in zip(update.scores.split(), update.trajectories, strict=True) if len(s)
-        ]
+        readable = update.scores.split(update.scores.readable)
+        pairs = zip(update.scores.split(), readable, update.trajectories, strict=True)
+        judged = [(scores[read].mean(), t.success) for scores, read, t in pairs if read.any()]
         scores, won = (np.array([pair[i] for pair in judged]) for i in (0, 1))
         for message in self.monitor.update(update.metrics, scores, won.astype(bool)):
             warnings.warn(f"update {state.global_step}: {message}", HindsightHealthWarning, stacklevel=2)

@@ -98,7 +98,7 @@ class HindsightReward:
         max_tokens: int | None = None,
         context_tokens: int | None = None,
         ema: float = 0.9,
-        gate: bool = False,
+        gate: bool = True,
         reason_tokens: int = 64,
         temperature: float = 1.0,
         seed: int = 0,
