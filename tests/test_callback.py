@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from toy_episodes import FakeAccelerator
 
 import trl_mise.callback as callback_module
+from trl_mise.calibration import CalibrationExample
 from trl_mise.callback import CalibrationCallback, PhaseProgressCallback, UpdateRecord
 from trl_mise.chat import ChatFormat
 from trl_mise.hindsight import HindsightReward
@@ -89,6 +90,7 @@ class Run:
         self.args: Any = ARGS
         self.accelerator = FakeAccelerator()
         self.references_entered = 0
+        self.agreement = np.zeros(0)
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:
@@ -100,7 +102,15 @@ class Run:
 
     def record(self, episodes: Sequence[Trajectory] = EPISODES) -> UpdateRecord:
         scores = self.scores(episodes)
-        return UpdateRecord(list(episodes), scores, self.hindsight, self.policy, self.reference, self.accelerator)
+        return UpdateRecord(
+            list(episodes),
+            scores,
+            self.hindsight,
+            self.policy,
+            self.reference,
+            self.accelerator,
+            agreement=self.agreement,
+        )
 
     def update(self, episodes: Sequence[Trajectory] = EPISODES) -> dict[str, float]:
         """One update's end; what PPO itself would do is left out."""
@@ -356,9 +366,14 @@ class TestProcesses:
         elsewhere = Run(calibration())
         elsewhere.update(EPISODES[-1:])
         theirs = list(elsewhere.callback.buffer.examples)
-        monkeypatch.setattr(callback_module, "gather_object", lambda mine: [*mine, *theirs])
+
+        def gather(mine: list[Any]) -> list[Any]:
+            return [*mine, *(theirs if isinstance(mine[0], CalibrationExample) else [-5.0])]
+
+        monkeypatch.setattr(callback_module, "gather_object", gather)
         run = Run(calibration())
         run.accelerator.num_processes = 2
+        run.agreement = np.array([0.1, 0.2])
         reduced: list[str] = []
 
         def reduce(tensor: Tensor, reduction: str = "sum") -> Tensor:
@@ -369,6 +384,7 @@ class TestProcesses:
         metrics = run.update(LOST_EPISODES)
         assert metrics["calibration/buffer_size"] == len(LOST_EPISODES) + 1
         assert "calibration/loss" in metrics
+        assert metrics["hindsight/agreement_z"] < 0, "what was found elsewhere moves the gate here too"
         # One for every weight, whether it got a gradient here or not, and one for c.
         assert reduced == ["mean"] * (len(list(run.policy.parameters())) + 1)
 
