@@ -75,6 +75,10 @@ def test_a_drifting_judge():
     assert said([({}, 0.2)] * 10 + [({}, 0.0)] * 12, "drifting judge") == 1
 
 
+def test_a_judge_that_the_policy_has_outgrown_does_not_drift():
+    assert run([({}, 0.2)] * 10 + [({"env/success": 0.8}, 0.0)] * 12) == []
+
+
 def test_a_judge_that_was_never_better_does_not_drift():
     assert run([({}, 0.01)] * 40) == []
 

@@ -54,7 +54,7 @@ class HealthMonitor:
         self.thresholds = thresholds or HealthThresholds()
         self._outcomes: deque[tuple[float, bool]] = deque(maxlen=self.thresholds.window)
         self._flat = 0
-        self._best_auroc = 0.0
+        self._best_auroc = self._success_at_best = 0.0
         self._history: deque[dict[str, float]] = deque(maxlen=self.thresholds.patience)
         self._first: list[dict[str, float]] = []
         self._said: set[str] = set()
@@ -101,7 +101,9 @@ class HealthMonitor:
         if min(won.sum(), (~won).sum()) < t.min_outcomes:
             return {}
         measured = auroc(scores, won)
-        self._best_auroc = max(self._best_auroc, measured)
+        success = _means(self._history).get("env/success", 0.0)
+        if measured > self._best_auroc:
+            self._best_auroc, self._success_at_best = measured, success
         opposed = drifting = None
         if measured < t.opposed_auroc:
             opposed = (
@@ -110,10 +112,12 @@ class HealthMonitor:
                 "posthoc_calibrator='affine' turns such scores round; check that hindsight_utilities belong to "
                 "hindsight_verdicts in their order"
             )
-        if self._best_auroc - measured > t.drift and measured < t.useless_auroc:
+        # Where success rises, the policy has learned what the judge knows, and what is left are the judge's errors.
+        fell = self._best_auroc - measured > t.drift and measured < t.useless_auroc
+        if fell and success <= self._success_at_best:
             drifting = (
                 f"drifting judge: the AUROC of episode scores against outcomes fell from {self._best_auroc:.2f} to "
-                f"{measured:.2f}. Lower calibration_learning_rate or raise calibration_anchor_coef; or let "
+                f"{measured:.2f}, and success did not rise. Lower calibration_learning_rate or raise calibration_anchor_coef; or let "
                 "evaluator_model='reference' judge, which cannot drift"
             )
         return {"opposed": opposed, "drifting": drifting}
