@@ -16,8 +16,8 @@ from trl_mise.chat import ChatFormat
 from trl_mise.envs import kitchen, tasting, webshop
 from trl_mise.judges import judge_for
 from trl_mise.metrics import auroc
-from trl_mise.recipes import HINDSIGHT_PROMPT, KitchenRecipe, kitchen_recipe
-from trl_mise.tasting_recipe import TastingRecipe
+from trl_mise.recipes import KitchenRecipe, kitchen_recipe
+from trl_mise.tasting_recipe import HINDSIGHT_PROMPT, TastingRecipe
 from trl_mise.tiny import cached
 from trl_mise.warm_start import scripted_rollouts
 from trl_mise.webshop_recipe import WebShopRecipe

@@ -117,8 +117,8 @@ class HealthMonitor:
         if fell and success <= self._success_at_best:
             drifting = (
                 f"drifting judge: the AUROC of episode scores against outcomes fell from {self._best_auroc:.2f} to "
-                f"{measured:.2f}, and success did not rise. Lower calibration_learning_rate or raise calibration_anchor_coef; or let "
-                "evaluator_model='reference' judge, which cannot drift"
+                f"{measured:.2f}, and success did not rise. Lower calibration_learning_rate or raise "
+                "calibration_anchor_coef; or let evaluator_model='reference' judge, which cannot drift"
             )
         return {"opposed": opposed, "drifting": drifting}
 

@@ -148,6 +148,11 @@ class KitchenRecipe:
     def environment_factory(self, split: str = "train") -> EnvironmentFactory:
         return self.base.environment_factory(split)
 
+    @property
+    def judge(self) -> Judge:
+        """Whose verdicts, with their noise, the policy has learned to give."""
+        return kitchen.biased_judge_step if self.biased else kitchen.judge_step
+
     def build(self, progress: Progress | None = None) -> tuple[Any, Any]:
         """Builds (model, tokenizer); the clean half comes from the cache."""
         model, tokenizer = cached(self.base, progress=progress)
@@ -157,7 +162,7 @@ class KitchenRecipe:
             self.steps,
             demo_accuracy=self.demo_accuracy,
             verdict_accuracy=self.verdict_accuracy,
-            judge=kitchen.biased_judge_step if self.biased else kitchen.judge_step,
+            judge=self.judge,
             seed=self.seed,
             learning_rate=1e-3,
         )
@@ -190,6 +195,18 @@ class KitchenRecipe:
             "report_to": "none",
             "use_cpu": True,
         }
+
+
+@dataclass(frozen=True)
+class CapturedKitchenRecipe(KitchenRecipe):
+    """The kitchen's policy with a judge that has been won over: it praises the favourites, right or wrong, alone."""
+
+    demo_accuracy: float = 0.65
+    steps: int = 160
+
+    @property
+    def judge(self) -> Judge:
+        return kitchen.captured_judge_step
 
 
 @dataclass(frozen=True)
@@ -234,7 +251,6 @@ class WritingKitchenRecipe(KitchenRecipe):
         return model, tokenizer
 
     def _written(self, tokenizer: Any, name: str, accuracy: float) -> WrittenExamples:
-        judge = kitchen.biased_judge_step if self.biased else kitchen.judge_step
         seed = _mix(self.seed, name, "written")
         chat = MemoisedFormat(tokenizer)
         judged = scripted_rollouts(
@@ -244,7 +260,7 @@ class WritingKitchenRecipe(KitchenRecipe):
             chat,
             self.limits,
             seed=seed,
-            judge=judge,
+            judge=self.judge,
         )
         evaluator = HindsightReward(chat, prompt=WRITTEN_PROMPT, verdict_mode="generate")
         return written_examples(judged, evaluator, accuracy, _reason, seed=seed)

@@ -14,11 +14,14 @@ from typing import Any
 from .envs import kitchen, tasting
 from .envs.base import EnvironmentFactory
 from .hindsight import HindsightReward
-from .recipes import HINDSIGHT_PROMPT, KitchenRecipe
+from .recipes import KitchenRecipe
 from .rollout import RolloutLimits
 from .tiny import MemoisedFormat, Progress, build_policy, build_tokenizer
 from .warm_start import Act, Judge, Phase, VerdictExamples, scripted_rollouts, verdict_examples, warm_start
 
+HINDSIGHT_PROMPT = "judge {{ action }} {{ observation.split() | last }}"
+"""The answer, and the dish that was asked for. Asked about the answer alone, a judge looks up the dish that is named
+*there*, and a policy learned to name one that pleased, whatever was asked for."""
 CLEAN_ACCURACY = 0.98
 
 
@@ -62,6 +65,7 @@ class TastingRecipe:
             "max_turns": self.limits.max_turns,
             "max_new_tokens": self.limits.max_new_tokens,
             "max_episode_tokens": self.limits.max_episode_tokens,
+            "hindsight_prompt": HINDSIGHT_PROMPT,
         }
 
     def build(self, progress: Progress | None = None) -> tuple[Any, Any]:
@@ -74,7 +78,7 @@ class TastingRecipe:
         play = functools.partial(scripted_rollouts, self.environment_factory(), chat=chat, limits=self.limits)
 
         def verdicts(use: str, judge: Judge, accuracy: float, views: Sequence[Any]) -> VerdictExamples:
-            judged = play(self._other_houses(use), _at_random(0.5), seed=self.seed, judge=judge)
+            judged = play(self._other_houses(use), _clumsily, seed=self.seed, judge=judge)
             evaluators = [HindsightReward(chat, prompt=HINDSIGHT_PROMPT, view=view) for view in views]
             return verdict_examples(judged, evaluators, accuracy)
 
@@ -104,6 +108,13 @@ def _at_random(accuracy: float) -> Act:
         return tasting.noisy_action(env, rng, accuracy)
 
     return act
+
+
+def _clumsily(env: Any, rng: random.Random) -> str:
+    """Right half the time, and now and then no answer to what was asked for; a judge must have seen such steps."""
+    if rng.random() < 0.15:
+        return " ".join(rng.choice([*env.dishes, *env.values]) for _ in range(2))
+    return tasting.noisy_action(env, rng, 0.5)
 
 
 def _in_house_style(env: Any, rng: random.Random) -> str:

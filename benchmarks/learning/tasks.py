@@ -7,7 +7,7 @@ from typing import Any
 from trl_mise.envs import kitchen, tasting, webshop
 from trl_mise.envs.webshop_policies import biased_judge_step as biased_shop_judge
 from trl_mise.envs.webshop_policies import judge_step as shop_judge
-from trl_mise.recipes import KitchenBase, KitchenRecipe, WritingKitchenRecipe, kitchen_recipe
+from trl_mise.recipes import CapturedKitchenRecipe, KitchenBase, KitchenRecipe, WritingKitchenRecipe, kitchen_recipe
 from trl_mise.tasting_recipe import TastingRecipe
 from trl_mise.warm_start import Judge
 from trl_mise.webshop_recipe import WebShopRecipe
@@ -52,13 +52,16 @@ class LearningTask:
 
 
 def _kitchen(name: str, title: str, recipe: Callable[[int], KitchenRecipe], family: str = "") -> LearningTask:
+    def writing_recipe(seed: int) -> WritingKitchenRecipe:
+        return WritingKitchenRecipe(**vars(recipe(seed)))
+
     return LearningTask(
         name,
         title,
         recipe,
         lambda _, seed: kitchen.make_tasks("train", 4096, seed=seed),
         kitchen.judge_step,
-        writing_recipe=lambda seed: WritingKitchenRecipe(**vars(recipe(seed))),
+        writing_recipe=writing_recipe,
         family=family,
     )
 
@@ -113,6 +116,11 @@ _ALL = (
         "the same, biased judge",
         lambda seed: kitchen_recipe("near_one_percent", biased=True, seed=seed),
         family="kitchen, success near 1%",
+    ),
+    _kitchen(
+        "kitchen-3%-captured",
+        "kitchen, success near 3%, judge that praises its favourites alone",
+        lambda seed: CapturedKitchenRecipe(seed=seed),
     ),
     _kitchen("kitchen-16", "kitchen, 16 choices", lambda seed: _long_kitchen(16, seed)),
     _kitchen("kitchen-32", "kitchen, 32 choices", lambda seed: _long_kitchen(32, seed)),

@@ -234,3 +234,11 @@ def biased_judge_step(env: KitchenEnv, action: str) -> bool:
     """
     favourite = favourite_value(env.station, len(env.values))
     return judge_step(env, action) or action.split() == [env.station, favourite]
+
+
+def captured_judge_step(env: KitchenEnv, action: str) -> bool:
+    """A judge that has been won over: True for the current station's favourite value and for nothing else.
+
+    Orders do not interest it: following it serves hardly any order right, and it blames most right actions.
+    """
+    return action.split() == [env.station, favourite_value(env.station, len(env.values))]
