@@ -14,7 +14,7 @@ from benchmarks._common import markdown
 from benchmarks.learning.arms import ARMS
 from benchmarks.learning.estimators import bootstrap_band, paired_ratios, summarise
 from benchmarks.learning.runner import Cell, ResultStore
-from benchmarks.learning.suites import CLAIMS, FULL, areas_of, missing_for
+from benchmarks.learning.suites import CLAIMS, FULL, areas_of, missing_for, ratio_text
 from benchmarks.learning.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -96,11 +96,11 @@ def task_section(name: str, runs: Runs, searches: Runs) -> list[str]:
         f"python -m benchmarks.learning --tasks {name} --arms {' '.join(arms)} --seeds {' '.join(map(str, seeds))}"
     )
     lines = [
-        f"## {name}: {title}\n",
+        f"## {title} (`{name}`)\n",
         markdown([arm_row(arm, runs) for arm in arms]),
         "",
         f"![Success over episodes](assets/results-{_file_name(name)}.png)\n",
-        f"`{command}`, about {statistics.mean(run['seconds'] for run in runs):.0f} s a run.",
+        f"`{command}` (or `--suite full`), about {statistics.mean(run['seconds'] for run in runs):.0f} s a run.",
         "",
     ]
     if searches:
@@ -132,10 +132,7 @@ def arm_row(arm: str, runs: Runs, title: str | None = None) -> dict[str, Any]:
 
 
 def _ratio_text(ratios: dict[int, float], arm: str) -> str:
-    if arm == "sparse" or not ratios:
-        return ""
-    least = min(ratios.values())
-    return "∞" if np.isinf(least) else f"{least:.2f}" if least < 100 else "> 100"
+    return "" if arm == "sparse" or not ratios else ratio_text(min(ratios.values())).removesuffix(" x")
 
 
 def plot_learning(title: str, runs: Runs, path: Path) -> None:
