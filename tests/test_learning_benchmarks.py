@@ -160,26 +160,31 @@ class TestStore:
         assert [cell.seed for cell in ran] == [1, 2, 3]
         assert {run["seed"] for run in store.runs("kitchen")} == {0, 1, 3}
 
-    def test_cells_of_one_policy_wait_for_the_one_that_makes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_cells_of_one_policy_wait_for_the_one_that_makes_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TRL_MISE_CACHE", str(tmp_path))  # nothing has been made yet
         import threading
         from concurrent.futures import ThreadPoolExecutor
 
         now: list[Cell] = []
         first_two = threading.Barrier(2, timeout=60)
-        order: list[tuple[str, int]] = []
+        started: list[tuple[str, int]] = []
+        finished: set[tuple[str, int]] = set()
         lock = threading.Lock()
 
         def run_cell(cell: Cell) -> dict[str, Any]:
             with lock:
                 now.append(cell)
+                started.append((cell.arm, cell.seed))
                 others = [other for other in now if other is not cell and other.seed == cell.seed]
                 # The first of a seed is alone with its policy.
-                assert not others or any(seed == cell.seed for _, seed in order)
+                assert not others or ("sparse", cell.seed) in finished
             if cell.arm == "sparse":
                 first_two.wait()  # two different policies are made at the same time
             with lock:
                 now.remove(cell)
-                order.append((cell.arm, cell.seed))
+                finished.add((cell.arm, cell.seed))
             return {"arm": cell.arm}
 
         monkeypatch.setattr(runner, "run_cell", run_cell)
@@ -187,7 +192,7 @@ class TestStore:
         cells = [Cell("kitchen", arm, seed) for seed in (0, 1) for arm in ("sparse", "mise", "flipped")]
         results = {cell.key: outcome for cell, outcome in runner._in_parallel(cells, 2)}
         assert len(results) == 6 and not any(isinstance(outcome, Exception) for outcome in results.values())
-        assert {arm for arm, _ in order[:2]} == {"sparse"}
+        assert set(started[:2]) == {("sparse", 0), ("sparse", 1)}
 
     def test_a_variant_is_another_arm(self) -> None:
         assert Cell("shop", "sparse", 1, {"learning_rate": 1e-3}).key == ("shop", "sparse learning_rate=0.001", 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_mise.backends import TransformersBackend
@@ -135,5 +136,6 @@ def train_grpo(
         processing_class=tokenizer,
         rollout_func=rollout,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return rollout.history

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks._common import machine
 from benchmarks.learning.arms import ARMS, Arm
@@ -23,7 +23,7 @@ from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import PPOConfig
 from trl_mise.chat import ChatFormat
 from trl_mise.judges import OracleJudge, judge_for
-from trl_mise.tiny import cached
+from trl_mise.tiny import cache_path, cached
 
 RESULTS = Path(__file__).parents[1] / "results" / "learning"
 
@@ -214,6 +214,7 @@ def _train_mise(
         hindsight=_judge(task, arm, recipe, tokenizer, args) if args.hindsight_coef else False,
         callbacks=[reliability, *([shuffled_returns(args)] if arm.shuffled_returns else [])],
     )
+    trainer.remove_callback(PrinterCallback)  # of many runs at a time nobody reads every update
     trainer.train()
     return [entry for entry in trainer.state.log_history if "env/success" in entry]
 
@@ -273,7 +274,8 @@ def _in_parallel(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, dict[
 
     Cells that start from the same policy wait for the first of them, which may have to make it.
     """
-    waiting, made, running = list(cells), set[str](), dict[Future[dict[str, Any]], Cell]()
+    waiting, running = list(cells), dict[Future[dict[str, Any]], Cell]()
+    made = {repr(cell.recipe) for cell in cells if cache_path(cell.recipe).is_dir()}
     # Processes are replaced now and then: what runs leave behind (caches, memory) does not pile up.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=8) as pool:
         while waiting or running:
