@@ -19,6 +19,7 @@ from trl_mise.advantages import (
     masked_moments,
     per_turn,
     place_rewards,
+    scaled_advantages,
     shaped_advantages,
     spread_over_tokens,
     sum_by_turn,
@@ -253,22 +254,27 @@ class TestWhiten:
         assert whiten(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool)).tolist() == [[0, 0]]
 
 
+def shape(env: Tensor, turn_scores: Tensor, coef: float, layout: ActionLayout, *reduce: Reduce) -> Tensor:
+    """Both steps: the environment's advantages to unit spread, and the verdicts beside them."""
+    return shaped_advantages(scaled_advantages(env, layout, *reduce), turn_scores, coef, layout)
+
+
 class TestShapedAdvantages:
     def test_golden(self) -> None:
         """Advantages 1, 3, 5 have a standard deviation of 2; verdicts 1 and -2 are weighed with alpha = .1."""
         layout = layout_of([[2, 1]])
-        shaped = shaped_advantages(rows([1.0, 3.0, 5.0]), rows([1.0, -2.0]), 0.1, layout)
+        shaped = shape(rows([1.0, 3.0, 5.0]), rows([1.0, -2.0]), 0.1, layout)
         torch.testing.assert_close(shaped, rows([0.6, 1.6, 2.3]), **TOLERANCE)
 
     def test_golden_floor(self) -> None:
         """A standard deviation of .01 counts as .05, so that noise is not blown up beside the verdicts."""
         layout = layout_of([[1, 1, 1]])
-        shaped = shaped_advantages(rows([0.0, 0.01, 0.02]), rows([0.0, 0.0, 1.0]), 0.1, layout)
+        shaped = shape(rows([0.0, 0.01, 0.02]), rows([0.0, 0.0, 1.0]), 0.1, layout)
         torch.testing.assert_close(shaped, rows([0.0, 0.2, 0.5]), **TOLERANCE)
 
     def test_verdicts_alone_remain_where_the_environment_is_silent(self) -> None:
         layout = layout_of([[2, 1], [1]])
-        shaped = shaped_advantages(torch.zeros(2, 3), torch.tensor([[1.0, -1.0], [3.0, 7.0]]), 0.5, layout)
+        shaped = shape(torch.zeros(2, 3), torch.tensor([[1.0, -1.0], [3.0, 7.0]]), 0.5, layout)
         assert shaped.tolist() == [[0.5, 0.5, -0.5], [1.5, 0, 0]]
 
     @given(lengths, seeds, st.data())
@@ -282,7 +288,7 @@ class TestShapedAdvantages:
         env, scores = noise(layout.mask.shape, seed), noise(layout.turn_mask.shape, seed + 1)
         praised = scores.clone()
         praised[b, t] += 2.0
-        moved = shaped_advantages(env, praised, 0.1, layout) - shaped_advantages(env, scores, 0.1, layout)
+        moved = shape(env, praised, 0.1, layout) - shape(env, scores, 0.1, layout)
         own = torch.zeros_like(layout.mask)
         own[b] = (layout.turn[b] == t) & layout.mask[b]
         torch.testing.assert_close(moved, own * torch.tensor(0.2, dtype=torch.float64), **TOLERANCE)
@@ -299,10 +305,10 @@ def test_two_processes_are_one_batch(shift_mean: bool) -> None:
         rows_of_rank = ranks[rank]
         part = ActionLayout(*(getattr(layout, f.name)[rows_of_rank] for f in dataclasses.fields(layout)))
         return (
-            shaped_advantages(values[rows_of_rank], scores[rows_of_rank], 0.1, part, reduce),
+            shape(values[rows_of_rank], scores[rows_of_rank], 0.1, part, reduce),
             whiten(values[rows_of_rank], part.mask, reduce, shift_mean=shift_mean),
         )
 
     shaped, whitened = map(torch.cat, zip(*in_lockstep(2, work), strict=True))
-    torch.testing.assert_close(shaped, shaped_advantages(values, scores, 0.1, layout), **TOLERANCE)
+    torch.testing.assert_close(shaped, shape(values, scores, 0.1, layout), **TOLERANCE)
     torch.testing.assert_close(whitened, whiten(values, layout.mask, shift_mean=shift_mean), **TOLERANCE)

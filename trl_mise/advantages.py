@@ -186,9 +186,13 @@ def whiten(
     return (whitened if shift_mean else whitened + mean) * mask
 
 
-def shaped_advantages(
-    env_advantages: Tensor, turn_scores: Tensor, coef: float, layout: ActionLayout, reduce: Reduce = _identity
-) -> Tensor:
+def scaled_advantages(env_advantages: Tensor, layout: ActionLayout, reduce: Reduce = _identity) -> Tensor:
+    """The environment's advantages in units of their own spread, `A_j^env / max(std(A^env), 0.05)`; `(B, A)`."""
+    _, variance = masked_moments(env_advantages, layout.mask, reduce)
+    return env_advantages / variance.sqrt().clamp(min=STD_FLOOR)
+
+
+def shaped_advantages(scaled: Tensor, turn_scores: Tensor, coef: float, layout: ActionLayout) -> Tensor:
     """Hindsight scores beside the environment's advantages (placement `"advantage"`, docs/method.md):
 
         A_j = A_j^env / max(std(A^env), 0.05) + coef * n_{turn(j)}
@@ -196,13 +200,11 @@ def shaped_advantages(
     The verdict shapes the choice at this state only; it is never summed over the future.
 
     Args:
-        env_advantages (`Tensor`): `(B, A)`.
+        scaled (`Tensor`): `(B, A)` the first term, see [`scaled_advantages`].
         turn_scores (`Tensor`): `(B, T)` normalised scores n_t.
         coef (`float`): alpha.
 
     Returns:
         `Tensor`: `(B, A)`, not yet whitened.
     """
-    _, variance = masked_moments(env_advantages, layout.mask, reduce)
-    scaled = env_advantages / variance.sqrt().clamp(min=STD_FLOOR)
     return (scaled + coef * spread_over_tokens(turn_scores, layout)) * layout.mask

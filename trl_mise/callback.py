@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -110,6 +110,21 @@ class CalibrationCallback(TrainerCallback):
         self.optimizer: torch.optim.Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None
 
+    @classmethod
+    def from_config(cls, config: Any) -> "CalibrationCallback":
+        """The calibration that a [`MISEConfig`] describes, once the trainer has worked out its batch size."""
+        return cls(
+            target=config.calibration_target,
+            learning_rate=config.calibration_learning_rate,
+            batch_size=config.calibration_batch_size or min(32, max(4, config.batch_size // 4)),
+            every=config.calibration_every,
+            buffer_size=config.calibration_buffer_size,
+            anchor_coef=config.calibration_anchor_coef,
+            posthoc=config.posthoc_calibrator,
+            max_tokens=config.scoring_max_tokens,
+            seed=config.seed,
+        )
+
     def on_step_end(
         self, args: Any, state: Any, control: Any, update: UpdateRecord | None = None, **kwargs: Any
     ) -> None:
@@ -118,9 +133,10 @@ class CalibrationCallback(TrainerCallback):
             return
         hindsight = update.hindsight
         update.metrics.update(hindsight_metrics(update.scores, update.trajectories, hindsight.utilities))
+        self._move_gate(update)
+        is_due = state.global_step % self.every == 0
         if hindsight.writes:
-            self._move_gate(update)
-            if self.target != "none" and hindsight.evaluator == "policy" and state.global_step % self.every == 0:
+            if is_due and self._regresses(hindsight):
                 update.metrics.update(self._reward_writing(args, update))
             return
         reference = {i: _expected(logits, hindsight) for i, logits in update.reference_verdicts.items()}
@@ -130,8 +146,7 @@ class CalibrationCallback(TrainerCallback):
             # With the same buffer everywhere, either all processes take a step or none does; else one would wait.
             examples = gather_object(examples)
         self.buffer.add(examples)
-        self._move_gate(update)
-        if state.global_step % self.every == 0:
+        if is_due:
             if self._regresses(hindsight):
                 update.metrics.update(self._regress(args, update))
             self._refit(hindsight)
@@ -185,19 +200,18 @@ class CalibrationCallback(TrainerCallback):
         """One PPO step on the evaluations of this update, rewarded for agreeing with the returns."""
         scores, hindsight = update.scores, update.hindsight
         assert scores is not None and hindsight is not None and self.target != "none"
-        returns = np.array([trajectory.episode_return for trajectory in update.trajectories])
-        low, high = min(0.0, *returns), max(1.0, *returns)
+        returns = [trajectory.episode_return for trajectory in update.trajectories]
         won = np.array([trajectory.success for trajectory in update.trajectories])
         utilities = scores.split()
-        rewards = calibration_rewards(utilities, (returns - low) / (high - low), self.target)
+        rewards = calibration_rewards(utilities, np.array(_to_unit(returns, returns)), self.target)
         chosen = self._some_of_each(won & np.array([np.isfinite(u).any() for u in utilities]), ~won)
         advantages = balanced_advantages([rewards[i] for i in chosen], won[chosen]) if len(chosen) else []
-        ends = np.cumsum(scores.num_steps)
+        written = scores.split_written()
         pairs = [
-            (scores.written[ends[i] - scores.num_steps[i] + step], float(advantage))
+            (evaluation, float(advantage))
             for i, of_episode in zip(chosen, advantages, strict=True)
-            for step, advantage in enumerate(of_episode)
-            if np.isfinite(rewards[i][step])
+            for evaluation, advantage, reward in zip(written[i], of_episode, rewards[i], strict=True)
+            if np.isfinite(reward)
         ]
         shared = update.accelerator.num_processes > 1
         if not any(gather_object([bool(pairs)]) if shared else [bool(pairs)]):
@@ -267,8 +281,7 @@ class CalibrationCallback(TrainerCallback):
     def _unit_returns(self, batch: list[CalibrationExample]) -> list[float]:
         """Returns in [0, 1], as the cross entropy needs them; other ranges are mapped by the buffer's extremes."""
         known = [example.episode_return for example in self.buffer.examples]
-        low, high = min(0.0, *known), max(1.0, *known)
-        return [(example.episode_return - low) / (high - low) for example in batch]
+        return _to_unit([example.episode_return for example in batch], known)
 
     def _optimizer(self, args: Any, policy: nn.Module) -> tuple[torch.optim.Optimizer, Tensor]:
         if self.optimizer is None or self.bias is None:
@@ -367,17 +380,22 @@ class HealthCallback(TrainerCallback):
         """Looks at the update's metrics and verdicts; on the main process."""
         if update is None or update.scores is None or not state.is_world_process_zero:
             return
-        readable = update.scores.split(update.scores.readable)
-        pairs = zip(update.scores.split(), readable, update.trajectories, strict=True)
-        judged = [(scores[read].mean(), t.success) for scores, read, t in pairs if read.any()]
-        scores, won = (np.array([pair[i] for pair in judged]) for i in (0, 1))
-        for message in self.monitor.update(update.metrics, scores, won.astype(bool)):
+        scores = update.scores.episode_scores
+        won = np.array([trajectory.success for trajectory in update.trajectories], dtype=bool)
+        judged = np.isfinite(scores)
+        for message in self.monitor.update(update.metrics, scores[judged], won[judged]):
             warnings.warn(f"update {state.global_step}: {message}", HindsightHealthWarning, stacklevel=2)
 
 
 def _expected(logits: Tensor, hindsight: HindsightReward) -> np.ndarray:
     """`(T, K)` verdict logits -> `(T,)` expected verdicts."""
     return logits.double().softmax(-1).cpu().numpy() @ hindsight.utilities
+
+
+def _to_unit(returns: Sequence[float], known: Sequence[float]) -> list[float]:
+    """Returns mapped to [0, 1] where the extremes of the known ones leave it."""
+    low, high = min([0.0, *known]), max([1.0, *known])
+    return [(value - low) / (high - low) for value in returns]
 
 
 def _num_steps(batch: list[CalibrationExample]) -> int:

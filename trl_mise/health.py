@@ -124,7 +124,7 @@ class HealthMonitor:
 
     def _longer_without_success(self) -> str | None:
         t = self.thresholds
-        if len(self._history) < t.patience or len(self._first) < t.patience or self._history[0] is self._first[0]:
+        if len(self._history) < t.patience or len(self._first) < t.patience:
             return None
         then, now = _means(self._first), _means(self._history)
         if not {"env/episode_length", "env/success", "hindsight/score_mean"} <= then.keys() & now.keys():

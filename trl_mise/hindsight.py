@@ -288,7 +288,7 @@ class HindsightReward:
         return write_verdicts(model, contexts, self.verdicts, self.chat_format, self.writing, self.max_tokens)
 
     def _written_scores(self, written: Sequence[WrittenVerdict], num_steps: tuple[int, ...]) -> HindsightScores:
-        """The verdicts as scores; NaN where none can be read. Raises where hardly any can."""
+        """The verdicts as scores; NaN where none can be read."""
         probs = np.full((len(written), len(self.verdicts)), np.nan)
         for row, evaluation in zip(probs, written, strict=True):
             if evaluation.verdict is not None:

@@ -145,7 +145,7 @@ def hindsight_metrics(
     by_step = score_by_step([all_scores[i] for i in kept])
     step_scores = [all_scores[i][readable[i]] for i in kept]
     probs = np.concatenate([all_probs[i][readable[i]] for i in kept])
-    episode_scores = np.array([values.mean() for values in step_scores], dtype=np.float64)
+    episode_scores = scores.episode_scores[kept]
     won = np.array([trajectories[i].success for i in kept])
     returns = np.array([trajectories[i].episode_return for i in kept])
     metrics = {

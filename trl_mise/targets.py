@@ -15,6 +15,7 @@ from .advantages import (
     mean_by_turn,
     per_turn,
     place_rewards,
+    scaled_advantages,
     shaped_advantages,
     spread_over_tokens,
     sum_by_turn,
@@ -106,11 +107,12 @@ def compute_targets(
         agreement = _agreement(advantages, env_rewards, turn_scores, layout, options)
         let_through, environment = options.gate * options.hindsight_coef, env_rewards
         if options.hindsight_placement == "advantage":
+            scaled = scaled_advantages(advantages, layout, reduce)
+            environment = mean_by_turn(scaled, layout)
+            advantages = shaped_advantages(scaled, turn_scores, let_through, layout)
             # While all returns are equal, whitening blows up what little praise a nearly closed gate lets through;
             # so its scale is that of the advantages with the gate open.
-            ungated = shaped_advantages(advantages, turn_scores, options.hindsight_coef, layout, reduce)
-            environment = mean_by_turn(shaped_advantages(advantages, turn_scores, 0.0, layout, reduce), layout)
-            advantages = shaped_advantages(advantages, turn_scores, let_through, layout, reduce)
+            ungated = shaped_advantages(scaled, turn_scores, options.hindsight_coef, layout)
         metrics["hindsight/shaping_share"] = _share(let_through * turn_scores, environment)
     advantages = whiten(advantages, layout.mask, reduce, scale_of=ungated)
     targets = UpdateTargets(advantages=advantages, returns=returns, value_mask=_value_mask(layout, options.turn_level))

@@ -160,7 +160,7 @@ class MISETrainer(RepairedPPOTrainer):
         self._in_session = False
         calibrates = any(isinstance(callback, CalibrationCallback) for callback in self.callback_handler.callbacks)
         if self.hindsight is not None and not calibrates:
-            self.add_callback(self._default_calibration())
+            self.add_callback(CalibrationCallback.from_config(args))
         if self.hindsight is not None and args.health_warnings:
             # After the calibration, whose metrics it looks at.
             self.add_callback(HealthCallback())
@@ -204,20 +204,6 @@ class MISETrainer(RepairedPPOTrainer):
         if name == "transformers":
             return TransformersBackend(keep_cache=self.args.rollout_keep_cache)
         return BACKENDS[name]()
-
-    def _default_calibration(self) -> CalibrationCallback:
-        args = self.args
-        return CalibrationCallback(
-            target=args.calibration_target,
-            learning_rate=args.calibration_learning_rate,
-            batch_size=args.calibration_batch_size or min(32, max(4, args.batch_size // 4)),
-            every=args.calibration_every,
-            buffer_size=args.calibration_buffer_size,
-            anchor_coef=args.calibration_anchor_coef,
-            posthoc=args.posthoc_calibrator,
-            max_tokens=args.scoring_max_tokens,
-            seed=args.seed,
-        )
 
     # The loop
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,10 +61,9 @@ class TrajectoryLog:
     def write(self, update: int, trajectories: Sequence[Trajectory], scores: HindsightScores | None) -> None:
         per_episode = scores.split() if scores is not None else [None] * len(trajectories)
         probs = scores.split(scores.verdict_probs) if scores is not None else [None] * len(trajectories)
-        written = deque(scores.written if scores is not None else ())
-        for trajectory, episode_scores, episode_probs in zip(trajectories, per_episode, probs, strict=True):
-            of_episode = [written.popleft() for _ in trajectory.turns] if written else []
-            record = trajectory_record(update, trajectory, episode_scores, episode_probs, of_episode)
+        written = scores.split_written() if scores is not None else [()] * len(trajectories)
+        for of_episode in zip(trajectories, per_episode, probs, written, strict=True):
+            record = trajectory_record(update, *of_episode)
             self._file.write(json.dumps(record, ensure_ascii=False, default=_plain) + "\n")
         self._file.flush()
 

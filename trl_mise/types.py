@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,17 @@ class HindsightScores:
     def readable(self) -> np.ndarray:
         """`(S,)` bool: there is a verdict. What has none is left out everywhere; it is never a score of 0."""
         return np.isfinite(self.scores)
+
+    @property
+    def episode_scores(self) -> np.ndarray:
+        """`(N,)` mean of each episode's readable scores; NaN where there is none."""
+        readable = (scores[np.isfinite(scores)] for scores in self.split())
+        return np.array([scores.mean() if len(scores) else np.nan for scores in readable], dtype=np.float64)
+
+    def split_written(self) -> list[tuple[WrittenVerdict, ...]]:
+        """The evaluations of each episode; empty tuples where nothing was written."""
+        rest = iter(self.written)
+        return [tuple(islice(rest, count)) for count in self.num_steps]
 
     def split(self, values: np.ndarray | None = None) -> list[np.ndarray]:
         """Cuts `(S, ...)` values (default: the scores) into one array per episode."""

@@ -96,7 +96,7 @@ def calibration_rewards(
 
 
 def balanced_advantages(rewards: Sequence[np.ndarray], won: np.ndarray) -> list[np.ndarray]:
-    """Centred within the won and within the lost episodes, both classes of equal weight, to unit scale.
+    """Centred and of unit scale, with won and lost episodes of equal weight in the whole and in the sum.
 
     Without the balance a judge that succeeds on a failing policy learns to condemn everything.
 

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks._common import markdown
 from benchmarks.learning import report
 from benchmarks.learning.arms import ARMS
+from benchmarks.learning.estimators import area, final
 from benchmarks.learning.runner import RESULTS, Cell, ResultStore, run_cells
 from benchmarks.learning.suites import CLAIMS, SUITES, areas_of, missing_for
 from benchmarks.learning.tasks import TASKS
@@ -74,13 +75,12 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _row(run: dict[str, Any]) -> dict[str, Any]:
     success = run["curves"]["env/success"]
-    final = success[-10:]
     return {
         "task": run["task"],
         "arm": run["arm"],
         "seed": run["seed"],
-        "AUC": sum(success) / len(success),
-        "final": sum(final) / len(final),
+        "AUC": area(success),
+        "final": final(success),
         "seconds": run["seconds"],
     }
 

@@ -53,13 +53,28 @@ class Summary:
     final: float
 
 
+def area(curve: Sequence[float]) -> float:
+    """AUC: success averaged over training."""
+    return float(np.mean(curve))
+
+
+def final(curve: Sequence[float]) -> float:
+    """Mean success of the last updates."""
+    return float(np.mean(curve[-FINAL:]))
+
+
 def summarise(curves: Sequence[Sequence[float]]) -> Summary:
     """Of the success curves of an arm's seeds, one number per update."""
-    areas = np.array([np.mean(curve) for curve in curves])
+    areas = np.array([area(curve) for curve in curves])
     low, high = bootstrap_band(areas)
-    final = float(np.mean([np.mean(curve[-FINAL:]) for curve in curves]))
     return Summary(
-        len(areas), float(areas.mean()), float(low), float(high), float(areas.min()), float(np.median(areas)), final
+        seeds=len(areas),
+        auc=float(areas.mean()),
+        low=float(low),
+        high=float(high),
+        worst=float(areas.min()),
+        median=float(np.median(areas)),
+        final=float(np.mean([final(curve) for curve in curves])),
     )
 
 

@@ -4,7 +4,6 @@ python -m benchmarks.learning.report
 """
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 from benchmarks._common import markdown
 from benchmarks.learning.arms import ARMS
 from benchmarks.learning.estimators import bootstrap_band, paired_ratios, summarise
-from benchmarks.learning.runner import Cell, ResultStore
-from benchmarks.learning.suites import CLAIMS, FULL, areas_of, missing_for, ratio_text
+from benchmarks.learning.runner import ResultStore
+from benchmarks.learning.suites import CLAIMS, areas_of, missing_for, ratio_text
 from benchmarks.learning.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +30,9 @@ Runs = list[dict[str, Any]]
 
 
 def main() -> None:
-    store = ResultStore()
-    runs = {name: [run for run in store.runs(name) if run["arm"] in ARMS] for name in TASKS}
-    searches = {name: [run for run in store.runs(name) if run["arm"] not in ARMS] for name in TASKS}
+    stored = {name: ResultStore().runs(name) for name in TASKS}
+    runs = {name: [run for run in of_task if run["arm"] in ARMS] for name, of_task in stored.items()}
+    searches = {name: [run for run in of_task if run["arm"] not in ARMS] for name, of_task in stored.items()}
     RESULTS_PAGE.write_text(page(runs, searches), encoding="utf-8")
     for name, of_task in runs.items():
         if of_task:
@@ -127,12 +126,13 @@ def arm_row(arm: str, runs: Runs, title: str | None = None) -> dict[str, Any]:
         "95%": f"{summary.low:.2f}–{summary.high:.2f}",
         "worst": f"{summary.worst:.3f}",
         "final": f"{summary.final:.2f}",
-        "/ sparse": _ratio_text(ratios, arm),
+        "/ sparse": ratio_text(ratios) if ratios and arm != "sparse" else "",
     }
 
 
-def _ratio_text(ratios: dict[int, float], arm: str) -> str:
-    return "" if arm == "sparse" or not ratios else ratio_text(min(ratios.values())).removesuffix(" x")
+def _label(arm: str, runs: Runs) -> str:
+    """Of a line in a plot: the arm, and how many seeds it has."""
+    return f"{ARMS[arm].title.strip('*… ')} ({len(runs)})"
 
 
 def plot_learning(title: str, runs: Runs, path: Path) -> None:
@@ -147,8 +147,7 @@ def plot_learning(title: str, runs: Runs, path: Path) -> None:
         episodes = (np.arange(curves.shape[1]) + 1) * of_arm[0]["settings"]["total_episodes"] / curves.shape[1]
         curves = _smooth(curves)
         low, high = bootstrap_band(curves)
-        label = f"{ARMS[arm].title.strip('*… ')} ({len(of_arm)})"
-        axes.plot(episodes, curves.mean(axis=0), color=COLOURS[arm], linewidth=2, label=label)
+        axes.plot(episodes, curves.mean(axis=0), color=COLOURS[arm], linewidth=2, label=_label(arm, of_arm))
         axes.fill_between(episodes, low, high, color=COLOURS[arm], alpha=0.18, linewidth=0)
     axes.set(title=title, xlabel="episodes", ylabel="success (sampled)", ylim=(-0.02, 1.02))
     axes.legend(frameon=False, fontsize=8, title="arm (seeds)", title_fontsize=8)
@@ -166,10 +165,9 @@ def plot_judges(runs: dict[str, Runs], path: Path) -> None:
         of_arm = [run for run in runs.get(JUDGED, []) if run["arm"] == arm and run["by_step"]]
         if not of_arm:
             continue
-        label = f"{ARMS[arm].title.strip('*… ')} ({len(of_arm)})"
         for panel, metric in zip(panels, ("hindsight/auroc", "hindsight/brier"), strict=False):
             curves = np.array([run["curves"][metric] for run in of_arm], dtype=float)
-            panel.plot(_smooth(curves).mean(axis=0), color=colour, label=label)
+            panel.plot(_smooth(curves).mean(axis=0), color=colour, label=_label(arm, of_arm))
         panels[2].plot(*_reliability(of_arm), "o-", markersize=4, color=colour)
         panels[3].plot(np.mean([run["by_step"] for run in of_arm], axis=0), color=colour)
     panels[2].plot([0, 1], [0, 1], color="#cccccc", linewidth=1, zorder=0)
@@ -222,11 +220,6 @@ def _pyplot() -> Any:
 
 def _file_name(task: str) -> str:
     return task.replace("%", "pc")
-
-
-def stale(store: ResultStore, cells: Sequence[Cell] = FULL) -> list[Cell]:
-    """Cells of the published suite that are missing, or were run with other settings than today's."""
-    return [cell for cell in cells if store.find(cell) is None]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What hindsight is compared with: spoiled copies of itself, and other ways to make a sparse reward dense."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -122,14 +121,3 @@ RIVALS: dict[str, type[HindsightReward]] = {
     "potential": PotentialShaping,
     "decomposition": ReturnDecomposition,
 }
-
-
-def shuffled_returns(args: Any) -> ShuffledReturns:
-    """The trainer's default calibration, spoiled."""
-    return ShuffledReturns(
-        target=args.calibration_target,
-        learning_rate=args.calibration_learning_rate,
-        batch_size=args.calibration_batch_size,
-        anchor_coef=args.calibration_anchor_coef,
-        seed=args.seed,
-    )

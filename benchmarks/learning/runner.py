@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields
 from multiprocessing import get_context
@@ -18,9 +18,12 @@ from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks._common import machine
 from benchmarks.learning.arms import ARMS, Arm
+from benchmarks.learning.estimators import area
+from benchmarks.learning.rivals import RIVALS, ShuffledReturns
 from benchmarks.learning.tasks import TASKS, LearningTask
 from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import PPOConfig
+from trl_mise.callback import CalibrationCallback
 from trl_mise.chat import ChatFormat
 from trl_mise.judges import OracleJudge, judge_for
 from trl_mise.tiny import cache_path, cached
@@ -139,9 +142,18 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             own = {**arm.options, **cell.variant}
             history = train_grpo(model, tokenizer, recipe, rows, options, own, output_dir, cell.seed)
         else:
-            history = _train_mise(
-                model, tokenizer, task, arm, recipe, rows, options, output_dir, cell.seed, reliability
+            trainer = make_trainer(
+                model,
+                tokenizer,
+                recipe,
+                rows,
+                judge=lambda args: _judge(task, arm, recipe, tokenizer, args),
+                calibration=ShuffledReturns if arm.shuffled_returns else None,
+                callbacks=[reliability],
+                **{**options, "output_dir": output_dir, "seed": cell.seed, "check_environment": False},
             )
+            trainer.train()
+            history = [entry for entry in trainer.state.log_history if "env/success" in entry]
     curves = {name: [_short(entry[name]) if name in entry else None for entry in history] for name in CURVES}
     profiles = [entry for entry in history if "hindsight/by_step/0" in entry]
     return {
@@ -161,19 +173,18 @@ class Reliability(TrainerCallback):
     """Scores and outcomes of a run's episodes, as the judge saw them before it was calibrated on them."""
 
     def __init__(self) -> None:
-        self.judged: list[list[tuple[float, bool]]] = []
+        self.judged: list[tuple[float, bool]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, update: Any = None, **kwargs: Any) -> None:
-        if update is None or update.scores is None:
-            return
-        pairs = zip(update.scores.split(), update.trajectories, strict=True)
-        self.judged.append([(float(np.nanmean(s)), t.success) for s, t in pairs if np.isfinite(s).any()])
+        if update is not None and update.scores is not None:
+            scores = update.scores.episode_scores.tolist()
+            pairs = zip(scores, update.trajectories, strict=True)
+            self.judged.extend((score, t.success) for score, t in pairs if np.isfinite(score))
 
     def bins(self, number: int = 10) -> list[list[float]]:
         """`[episodes, mean score, share won]` of each filled bin of scores, over the whole run."""
-        judged = [pair for update in self.judged for pair in update]
         groups: dict[int, list[tuple[float, bool]]] = {}
-        for score, won in judged:
+        for score, won in self.judged:
             groups.setdefault(min(int(score * number), number - 1), []).append((score, won))
         return [
             [len(group), *(_short(float(np.mean(column))) for column in zip(*group, strict=True))]
@@ -181,47 +192,42 @@ class Reliability(TrainerCallback):
         ]
 
 
-def _train_mise(
+def make_trainer(
     model: Any,
     tokenizer: Any,
-    task: LearningTask,
-    arm: Arm,
     recipe: Any,
     rows: Sequence[Mapping[str, Any]],
-    options: Mapping[str, Any],
-    output_dir: str,
-    seed: int,
-    reliability: "Reliability",
-) -> list[dict[str, float]]:
-    args = MISEConfig(
-        **{
-            **options,
-            "output_dir": output_dir,
-            "seed": seed,
-            "log_trajectories": False,
-            "disable_tqdm": True,
-            "check_environment": False,
-        }
-    )
-    from benchmarks.learning.rivals import shuffled_returns
+    *,
+    judge: Callable[[MISEConfig], Any],
+    calibration: type[CalibrationCallback] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **options: Any,
+) -> MISETrainer:
+    """A trainer of a recipe's policy that keeps quiet: of many runs at a time nobody reads every update.
 
+    Args:
+        model, tokenizer, recipe: the policy, and what it was made by.
+        rows: tasks to train on.
+        judge: makes the reward wrapper; not asked where `hindsight_coef` is 0.
+        calibration: in place of the default calibration.
+        callbacks: to add.
+        **options: of `MISEConfig`.
+    """
+    args = MISEConfig(**{"log_trajectories": False, "disable_tqdm": True, **options})
     trainer = MISETrainer(
         args=args,
         processing_class=tokenizer,
         model=model,
         train_dataset=Dataset.from_list([dict(row) for row in rows]),
         environment_factory=recipe.environment_factory(),
-        hindsight=_judge(task, arm, recipe, tokenizer, args) if args.hindsight_coef else False,
-        callbacks=[reliability, *([shuffled_returns(args)] if arm.shuffled_returns else [])],
+        hindsight=judge(args) if args.hindsight_coef else False,
+        callbacks=[*callbacks, *([] if calibration is None else [calibration.from_config(args)])],
     )
-    trainer.remove_callback(PrinterCallback)  # of many runs at a time nobody reads every update
-    trainer.train()
-    return [entry for entry in trainer.state.log_history if "env/success" in entry]
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _judge(task: LearningTask, arm: Arm, recipe: Any, tokenizer: Any, args: MISEConfig) -> Any:
-    from benchmarks.learning.rivals import RIVALS
-
     chat = ChatFormat(tokenizer)
     if arm.judge in RIVALS:
         return RIVALS[arm.judge].from_config(chat, args)
@@ -262,8 +268,7 @@ def run_cells(
             say(f"{said}: {outcome!r}", flush=True)
             continue
         store.add(outcome)
-        success = outcome["curves"]["env/success"]
-        say(f"{said}: AUC {sum(success) / len(success):.3f}, {outcome['seconds']:.0f} s", flush=True)
+        say(f"{said}: AUC {area(outcome['curves']['env/success']):.3f}, {outcome['seconds']:.0f} s", flush=True)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(missing)} runs failed, the first: {failed[0][0]}") from failed[0][1]
     return [run for cell in wanted if (run := store.find(cell)) is not None]
@@ -274,22 +279,21 @@ def _in_parallel(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, dict[
 
     Cells that start from the same policy wait for the first of them, which may have to make it.
     """
-    waiting, running = list(cells), dict[Future[dict[str, Any]], Cell]()
-    made = {repr(cell.recipe) for cell in cells if cache_path(cell.recipe).is_dir()}
+    waiting, running = [(cell, repr(cell.recipe)) for cell in cells], dict[Future[dict[str, Any]], tuple[Cell, str]]()
+    made = {policy for cell, policy in waiting if cache_path(cell.recipe).is_dir()}
     # Processes are replaced now and then: what runs leave behind (caches, memory) does not pile up.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=8) as pool:
         while waiting or running:
-            making = {repr(cell.recipe) for cell in running.values()} - made
-            ready = (cell for cell in waiting if repr(cell.recipe) not in making)
-            while len(running) < jobs and (cell := next(ready, None)) is not None:
-                waiting.remove(cell)
-                running[pool.submit(run_cell, cell)] = cell
-                making = {repr(cell.recipe) for cell in running.values()} - made
-                ready = (cell for cell in waiting if repr(cell.recipe) not in making)
+            making = {policy for _, policy in running.values()} - made
+            ready = next((entry for entry in waiting if entry[1] not in making), None)
+            if ready is not None and len(running) < jobs:
+                waiting.remove(ready)
+                running[pool.submit(run_cell, ready[0])] = ready
+                continue
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                cell = running.pop(future)
-                made.add(repr(cell.recipe))
+                cell, policy = running.pop(future)
+                made.add(policy)
                 error = future.exception()
                 yield cell, error if isinstance(error, Exception) else future.result()
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trl_mise.envs import kitchen, tasting, webshop
-from trl_mise.envs.webshop_policies import biased_judge_step as biased_shop_judge
 from trl_mise.envs.webshop_policies import judge_step as shop_judge
 from trl_mise.recipes import CapturedKitchenRecipe, KitchenBase, KitchenRecipe, WritingKitchenRecipe, kitchen_recipe
 from trl_mise.tasting_recipe import TastingRecipe
@@ -90,8 +89,8 @@ def _shop(name: str, title: str, *, biased: bool) -> LearningTask:
 
 
 def _long_kitchen(stations: int, seed: int) -> KitchenRecipe:
-    base = KitchenBase(stations=stations, short_steps=200, full_steps=250 + 100 * (stations // 16))
-    return replace(kitchen_recipe("hard", seed=seed), base=base, demo_accuracy=0.38)
+    base = KitchenBase(stations=stations, full_steps=250 + 100 * (stations // 16))
+    return replace(kitchen_recipe("hard", seed=seed), base=base)
 
 
 def _textworld(seed: int) -> Any:
@@ -138,8 +137,3 @@ _ALL = (
     ),
 )
 TASKS: dict[str, LearningTask] = {task.name: task for task in _ALL}
-BIASED_TRUTH: dict[str, Judge] = {
-    "kitchen-biased": kitchen.biased_judge_step,
-    "tasting-biased": tasting.biased_judge_step,
-    "shop-biased": biased_shop_judge,
-}
