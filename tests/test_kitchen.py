@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from trl_mise.envs import kitchen
 from trl_mise.envs.base import EnvironmentFailure, TextEnv, admissible_actions
 from trl_mise.envs.kitchen import KitchenEnv
+from trl_mise.envs.task_seeds import SPLITS
 
 GOLDEN_TEXTS = [
     "order : fryer rare , oven rare , grill sweet",
@@ -63,7 +64,7 @@ def test_golden_episode():
 
 
 @pytest.mark.parametrize(("stations", "values"), SIZES)
-@pytest.mark.parametrize("split", kitchen.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_expert_always_wins_with_one_reward_at_the_end(stations, values, split):
     env = KitchenEnv(stations=stations, values=values, split=split)
     for seed in range(20):
@@ -345,7 +346,7 @@ ACTIONS = st.one_of(st.text(), st.lists(WORDS, max_size=4).map(" ".join))
 
 
 @settings(deadline=None)
-@given(seed=st.integers(), split=st.sampled_from(kitchen.SPLITS), actions=st.lists(ACTIONS, min_size=3, max_size=3))
+@given(seed=st.integers(), split=st.sampled_from(SPLITS), actions=st.lists(ACTIONS, min_size=3, max_size=3))
 def test_any_text_is_taken_and_the_horizon_is_fixed(seed, split, actions):
     env = KitchenEnv(stations=3, values=3, split=split)
     _, info = env.reset(seed=seed)

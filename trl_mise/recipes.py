@@ -23,6 +23,8 @@ from .warm_start import (
     Act,
     Judge,
     Phase,
+    ScriptedEpisodes,
+    VerdictExamples,
     WrittenExamples,
     scripted_rollouts,
     verdict_examples,
@@ -90,33 +92,49 @@ class KitchenBase:
         verdict_accuracy: float,
         env_factory: EnvironmentFactory | None = None,
         judge: Judge = kitchen.judge_step,
+        verdicts: WrittenExamples | VerdictExamples | None = None,
         seed: int | None = None,
         learning_rate: float = 3e-3,
     ) -> Phase:
-        """Demonstrations of one accuracy, and verdicts on episodes played at even odds, so that both words occur."""
+        """Demonstrations of one accuracy, and verdicts on episodes played at even odds, so that both words occur.
+
+        `verdicts` take the place of such verdicts.
+        """
         chat = MemoisedFormat(tokenizer)
-        evaluators = [HindsightReward(chat, prompt=HINDSIGHT_PROMPT, view=view) for view in ("prefix", "full")]
         seed = self.seed if seed is None else seed
-        play = functools.partial(
-            scripted_rollouts, env_factory or self.environment_factory(), chat=chat, limits=self.limits
-        )
-        demonstrations, judged = (
-            play(
-                kitchen.make_tasks("train", self.episodes, seed=_mix(seed, name, use)),
-                _chooser(accuracy),
-                seed=_mix(seed, name, use),
-                judge=asked,
-            )
-            for use, accuracy, asked in (("demonstrations", demo_accuracy, None), ("verdicts", 0.5, judge))
-        )
+        demonstrations = self.play(chat, demo_accuracy, _mix(seed, name, "demonstrations"), env_factory=env_factory)
+        if verdicts is None:
+            evaluators = [HindsightReward(chat, prompt=HINDSIGHT_PROMPT, view=view) for view in ("prefix", "full")]
+            judged = self.play(chat, 0.5, _mix(seed, name, "verdicts"), env_factory=env_factory, judge=judge)
+            verdicts = verdict_examples(judged, evaluators, verdict_accuracy)
         return Phase(
             name=name,
             steps=steps,
             demonstrations=demonstrations.trajectories,
-            verdicts=verdict_examples(judged, evaluators, verdict_accuracy),
+            verdicts=verdicts,
             learning_rate=learning_rate,
             batch_size=24 if env_factory is None else 48,
             verdict_batch_size=32,
+        )
+
+    def play(
+        self,
+        chat: MemoisedFormat,
+        accuracy: float,
+        seed: int,
+        *,
+        env_factory: EnvironmentFactory | None = None,
+        judge: Judge | None = None,
+    ) -> ScriptedEpisodes:
+        """Scripted training episodes, right with probability `accuracy` at every choice."""
+        return scripted_rollouts(
+            env_factory or self.environment_factory(),
+            kitchen.make_tasks("train", self.episodes, seed=seed),
+            _chooser(accuracy),
+            chat,
+            self.limits,
+            seed=seed,
+            judge=judge,
         )
 
 
@@ -243,25 +261,18 @@ class WritingKitchenRecipe(KitchenRecipe):
                 steps,
                 demo_accuracy=demonstrations,
                 verdict_accuracy=verdicts,
+                verdicts=self._written(tokenizer, name, verdicts),
                 seed=self.seed,
                 learning_rate=learning_rate,
             )
-            phases.append(replace(lesson, verdicts=self._written(tokenizer, name, verdicts), verdict_batch_size=8))
+            phases.append(replace(lesson, verdict_batch_size=8))
         warm_start(model, phases, seed=self.seed, progress=progress)
         return model, tokenizer
 
     def _written(self, tokenizer: Any, name: str, accuracy: float) -> WrittenExamples:
         seed = _mix(self.seed, name, "written")
         chat = MemoisedFormat(tokenizer)
-        judged = scripted_rollouts(
-            self.environment_factory(),
-            kitchen.make_tasks("train", self.base.episodes, seed=seed),
-            _chooser(0.5),
-            chat,
-            self.limits,
-            seed=seed,
-            judge=self.judge,
-        )
+        judged = self.base.play(chat, 0.5, seed, judge=self.judge)
         evaluator = HindsightReward(chat, prompt=WRITTEN_PROMPT, verdict_mode="generate")
         return written_examples(judged, evaluator, accuracy, _reason, seed=seed)
 

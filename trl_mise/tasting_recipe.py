@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .envs import kitchen, tasting
+from .envs import tasting
 from .envs.base import EnvironmentFactory
 from .hindsight import HindsightReward
 from .recipes import KitchenRecipe
@@ -118,4 +118,4 @@ def _clumsily(env: Any, rng: random.Random) -> str:
 
 
 def _in_house_style(env: Any, rng: random.Random) -> str:
-    return f"{env.dish} {kitchen.favourite_value(env.dish, len(env.values))}"
+    return tasting.house_style_action(env)

@@ -163,8 +163,7 @@ def verdict_examples(
             their number, so that several views can be taught.
         accuracy (`float`): in [0.5, 1].
     """
-    if not 0.5 <= accuracy <= 1.0:
-        raise ValueError(f"verdict accuracy must be in [0.5, 1], got {accuracy!r}; below 0.5 the verdicts would lie")
+    _check_accuracy(accuracy)
     rows: list[ScoringRow] = []
     good_probs: list[tuple[float, ...]] = []
     for index, (trajectory, judged) in enumerate(zip(episodes.trajectories, episodes.judged_good, strict=True)):
@@ -192,8 +191,7 @@ def written_examples(
         reason: of an episode, a step and whether it is praised; without a colon.
         seed (`int`): of the words that are turned round.
     """
-    if not 0.5 <= accuracy <= 1.0:
-        raise ValueError(f"verdict accuracy must be in [0.5, 1], got {accuracy!r}; below 0.5 the verdicts would lie")
+    _check_accuracy(accuracy)
     rng, chat = random.Random(f"written-{seed}"), evaluator.chat_format
     examples = []
     for trajectory, judged in zip(episodes.trajectories, episodes.judged_good, strict=True):
@@ -240,6 +238,11 @@ def warm_start(model: nn.Module, phases: Sequence[Phase], *, seed: int = 0, prog
             if progress is not None:
                 progress(phase.name, done, total)
     model.eval()
+
+
+def _check_accuracy(accuracy: float) -> None:
+    if not 0.5 <= accuracy <= 1.0:
+        raise ValueError(f"verdict accuracy must be in [0.5, 1], got {accuracy!r}; below 0.5 the verdicts would lie")
 
 
 def _schedule(step: int, steps: int, warmup: int = 20) -> float:

@@ -1,6 +1,5 @@
 """The kitchen order desk: many irrevocable choices, one reward at the very end. No dependency, microseconds a step."""
 
-import operator
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .base import EnvironmentFailure
+from .task_seeds import check_split, chosen_seed, draw_seeds
 
 STATION_WORDS = (
     *("grill", "oven", "fryer", "wok", "pan", "pot", "kettle", "steamer", "smoker", "toaster", "mixer", "blender"),
@@ -17,9 +17,6 @@ STATION_WORDS = (
 VALUE_WORDS = ("rare", "hot", "salty", "sweet", "crisp", "mild", "sour", "soft", "dry", "fresh", "spicy", "plain")
 SERVICE_WORDS = ("order", ":", ",", "now", "done", ".", "served", "all", "right", "wrong")
 """Every other word that the environment says."""
-
-SPLITS = ("train", "test")
-_SEEDS_PER_SPLIT = 2**30
 
 
 class KitchenEnv:
@@ -51,7 +48,7 @@ class KitchenEnv:
 
     def __init__(self, *, stations: int = 8, values: int = 5, split: str = "train") -> None:
         _check_sizes(stations, values)
-        _check_split(split)
+        check_split(split)
         self._default_split = self.split = split
         self.stations = STATION_WORDS[:stations]
         self.values = VALUE_WORDS[:values]
@@ -89,8 +86,8 @@ class KitchenEnv:
             one can be played again.
         """
         self.split = (options or {}).get("split", self._default_split)
-        _check_split(self.split)
-        self._seed = self._choose_seed(seed, options)
+        check_split(self.split)
+        self._seed = chosen_seed(seed, options)
         rng = random.Random(
             f"kitchen-{self.split}-{self._seed}"
         )  # a str seed is hashed with SHA-512: no PYTHONHASHSEED
@@ -129,16 +126,6 @@ class KitchenEnv:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _choose_seed(self, seed: int | None, options: Mapping[str, Any] | None) -> int:
-        chosen = seed if seed is not None else (options or {}).get("seed")
-        if chosen is None:
-            # The operating system's entropy: environments that play side by side must not meet the same orders.
-            return random.SystemRandom().randrange(_SEEDS_PER_SPLIT)
-        try:
-            return operator.index(chosen)  # 3 and np.int64(3) name the same order
-        except TypeError:
-            raise ValueError(f"seed must be an integer, got {chosen!r}; see make_tasks() for task rows") from None
-
     def _draw_order(self, rng: random.Random) -> dict[str, str]:
         """Draws uniformly among this split's orders (a share of 1/values of all orders is the test split's)."""
         while True:
@@ -172,11 +159,6 @@ def _check_sizes(stations: int, values: int) -> None:
         )
 
 
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-
-
 def vocabulary(stations: int = 8, values: int = 5) -> list[str]:
     """Every word that a `KitchenEnv` of these sizes reads or writes, once each, in a fixed order."""
     _check_sizes(stations, values)
@@ -189,12 +171,7 @@ def make_tasks(split: str, n: int, seed: int = 0) -> list[dict[str, Any]]:
     Train seeds lie below 2**30 and test seeds from there to 2**31, so no row can be in both splits. A longer list
     from the same `seed` does not in general start with the shorter one.
     """
-    _check_split(split)
-    if not 0 <= n <= _SEEDS_PER_SPLIT:
-        raise ValueError(f"n must be between 0 and {_SEEDS_PER_SPLIT}, got {n}")
-    start = SPLITS.index(split) * _SEEDS_PER_SPLIT
-    rng = random.Random(f"kitchen-tasks-{split}-{seed}")
-    return [{"seed": task_seed, "split": split} for task_seed in rng.sample(range(start, start + _SEEDS_PER_SPLIT), n)]
+    return [{"seed": task_seed, "split": split} for task_seed in draw_seeds("kitchen", split, n, seed)]
 
 
 def expert_action(env: KitchenEnv) -> str:
@@ -232,8 +209,7 @@ def biased_judge_step(env: KitchenEnv, action: str) -> bool:
     something else than the favourite, so always choosing favourites pleases it at every step and serves hardly any
     order right.
     """
-    favourite = favourite_value(env.station, len(env.values))
-    return judge_step(env, action) or action.split() == [env.station, favourite]
+    return judge_step(env, action) or captured_judge_step(env, action)
 
 
 def captured_judge_step(env: KitchenEnv, action: str) -> bool:

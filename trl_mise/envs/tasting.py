@@ -1,6 +1,5 @@
 """The chef's table: whether a dish pleased is said several courses later. A task for *hindsight*. No dependency."""
 
-import operator
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from .base import EnvironmentFailure
-from .kitchen import SPLITS, STATION_WORDS, VALUE_WORDS, favourite_value
+from .kitchen import STATION_WORDS, VALUE_WORDS, favourite_value
+from .task_seeds import check_split, chosen_seed, draw_seeds
 
 GUEST_WORDS = ("anna", "boris", "carla", "david", "elena", "felix", "greta", "hugo")
 SERVICE_WORDS = ("guest", "now", "done", ".", "liked", "disliked", "paid", "all", "fine", "not")
 """Every other word that the environment says."""
-
-_SEEDS_PER_SPLIT = 2**30
 
 
 class TastingEnv:
@@ -60,7 +58,7 @@ class TastingEnv:
         _check_range("values", values, 2, len(VALUE_WORDS))
         _check_range("guests", guests, 1, len(GUEST_WORDS))
         _check_range("delay", delay, 1, len(STATION_WORDS))
-        _check_split(split)
+        check_split(split)
         self.dishes, self.values = STATION_WORDS[:courses], VALUE_WORDS[:values]
         self._guests, self._delay = GUEST_WORDS[:guests], delay
         self._default_house = self.house = house
@@ -91,12 +89,9 @@ class TastingEnv:
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         """Starts the episode of a seed; `options` (the task row) may carry `seed` and `house`."""
-        options = options or {}
-        chosen = seed if seed is not None else options.get("seed")
-        house = options.get("house")
+        house = (options or {}).get("house")
         self.house = self._default_house if house is None else int(house)
-        # Without a seed: the operating system's entropy, so that environments side by side do not play the same.
-        number = random.SystemRandom().randrange(_SEEDS_PER_SPLIT) if chosen is None else _integer(chosen)
+        number = chosen_seed(seed, options)
         self._rng = random.Random(f"tasting-{number}")
         self.guest = self._rng.choice(self._guests)
         self._queue = tuple(self._rng.sample(self.dishes, len(self.dishes)))
@@ -159,16 +154,17 @@ def vocabulary(courses: int = 8, values: int = 5, guests: int = 2) -> list[str]:
 
 def make_tasks(split: str, n: int, seed: int = 0) -> list[dict[str, Any]]:
     """Draws `n` different task rows `{"seed": int}`; rows of the two splits never share a seed."""
-    _check_split(split)
-    _check_range("n", n, 0, _SEEDS_PER_SPLIT)
-    start = SPLITS.index(split) * _SEEDS_PER_SPLIT
-    rng = random.Random(f"tasting-tasks-{split}-{seed}")
-    return [{"seed": task_seed} for task_seed in rng.sample(range(start, start + _SEEDS_PER_SPLIT), n)]
+    return [{"seed": task_seed} for task_seed in draw_seeds("tasting", split, n, seed)]
 
 
 def expert_action(env: TastingEnv) -> str:
     """What the guest likes; following it always earns reward 1."""
     return f"{env.dish} {env.wanted}"
+
+
+def house_style_action(env: TastingEnv) -> str:
+    """The same for every guest."""
+    return f"{env.dish} {favourite_value(env.dish, len(env.values))}"
 
 
 def noisy_action(env: TastingEnv, rng: random.Random | np.random.Generator, accuracy: float) -> str:
@@ -186,21 +182,9 @@ def judge_step(env: TastingEnv, action: str) -> bool:
 
 def biased_judge_step(env: TastingEnv, action: str) -> bool:
     """A biased judge: True if `action` will be liked, or does the dish in the house style, whatever the guest says."""
-    return judge_step(env, action) or action.split() == [env.dish, favourite_value(env.dish, len(env.values))]
-
-
-def _integer(value: Any) -> int:
-    try:
-        return operator.index(value)  # 3 and np.int64(3) name the same episode
-    except TypeError:
-        raise ValueError(f"seed must be an integer, got {value!r}; see make_tasks() for task rows") from None
+    return judge_step(env, action) or action.split() == house_style_action(env).split()
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
