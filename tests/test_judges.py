@@ -10,7 +10,7 @@ from trl_mise import MISEConfig
 from trl_mise.chat import ChatFormat
 from trl_mise.envs import kitchen, tasting, webshop
 from trl_mise.envs.base import EnvironmentFailure
-from trl_mise.envs.webshop_policies import biased_judge_step, judge_step
+from trl_mise.envs.webshop_policies import biased_judge_step, hasty_action, judge_step
 from trl_mise.judges import OracleJudge, judge_for
 from trl_mise.recipes import HINDSIGHT_PROMPT, KitchenBase
 from trl_mise.tasting_recipe import TastingRecipe
@@ -48,41 +48,27 @@ def test_it_is_right_about_every_step(utilities):
     assert 0 < scores.scores.mean() < 1 and scores.method == "OracleJudge"
 
 
+def assert_right_about(recipe, words, tasks, act, truth):
+    """Every step of the scripted episodes gets the word of `truth`."""
+    tokenizer = build_tokenizer([*words, "judge", "good", "bad"])
+    factory = recipe.environment_factory()
+    played = scripted_rollouts(factory, tasks, act, MemoisedFormat(tokenizer), recipe.limits, judge=truth)
+    scores = oracle(tokenizer, factory, truth).score(nn.Identity(), played.trajectories).scores
+    assert scores.tolist() == [float(good) for judged in played.judged_good for good in judged]
+
+
 @pytest.mark.parametrize("truth", [tasting.judge_step, tasting.biased_judge_step])
 def test_the_chefs_table(truth):
-    recipe = TastingRecipe()
-    tokenizer = build_tokenizer([*tasting.vocabulary(), "judge", "good", "bad"])
     tasks = [{**row, "house": house} for house, row in enumerate(tasting.make_tasks("train", 12))]
-    played = scripted_rollouts(
-        recipe.environment_factory(),
-        tasks,
-        lambda env, rng: tasting.noisy_action(env, rng, 0.5),
-        MemoisedFormat(tokenizer),
-        recipe.limits,
-        judge=truth,
-    )
-    judge = oracle(tokenizer, recipe.environment_factory(), truth)
-    scores = judge.score(nn.Identity(), played.trajectories).scores
-    assert scores.tolist() == [float(good) for judged in played.judged_good for good in judged]
+    act = lambda env, rng: tasting.noisy_action(env, rng, 0.5)  # noqa: E731
+    assert_right_about(TastingRecipe(), tasting.vocabulary(), tasks, act, truth)
 
 
 def test_the_shop():
     recipe = WebShopRecipe()
-    tokenizer = build_tokenizer([*webshop.vocabulary(recipe.env_kwargs), "judge", "good", "bad"])
     tasks = webshop.make_tasks("train", 8, **recipe.env_kwargs)
-    from trl_mise.envs.webshop_policies import hasty_action
-
-    played = scripted_rollouts(
-        recipe.environment_factory(),
-        tasks,
-        lambda env, rng: hasty_action(env, rng, p_search=0.4, p_first=0.5, p_keep=0.6, p_skip=0.4),
-        MemoisedFormat(tokenizer),
-        recipe.limits,
-        judge=judge_step,
-    )
-    judge = oracle(tokenizer, recipe.environment_factory(), judge_step)
-    scores = judge.score(nn.Identity(), played.trajectories).scores
-    assert scores.tolist() == [float(good) for judged in played.judged_good for good in judged]
+    act = functools.partial(hasty_action, p_search=0.4, p_first=0.5, p_keep=0.6, p_skip=0.4)
+    assert_right_about(recipe, webshop.vocabulary(recipe.env_kwargs), tasks, act, judge_step)
 
 
 def test_the_biased_shop_judge_likes_going_round():

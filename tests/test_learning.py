@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from benchmarks.learning.runner import make_trainer
 from trl_mise import HindsightReward, MISEConfig, MISETrainer
 from trl_mise.chat import ChatFormat
 from trl_mise.envs import kitchen, tasting, webshop
@@ -34,23 +35,13 @@ def train_kitchen(recipe: KitchenRecipe, output_dir: Any, *, seed: int, judge: s
 
 def train(recipe: Any, rows: Any, output_dir: Any, *, seed: int, judge: str = "model", **options: Any) -> Any:
     model, tokenizer = cached(recipe)
-    args = MISEConfig(
-        **{
-            **recipe.training_defaults(),
-            "output_dir": str(output_dir),
-            "seed": seed,
-            "log_trajectories": False,
-            "disable_tqdm": True,
-            **options,
-        }
-    )
-    trainer = MISETrainer(
-        args=args,
-        processing_class=tokenizer,
-        model=model,
-        train_dataset=Dataset.from_list(rows),
-        environment_factory=recipe.environment_factory(),
-        hindsight=judge_for(judge, tokenizer, args) if args.hindsight_coef else None,
+    trainer = make_trainer(
+        model,
+        tokenizer,
+        recipe,
+        rows,
+        judge=lambda args: judge_for(judge, tokenizer, args),
+        **{**recipe.training_defaults(), "output_dir": str(output_dir), "seed": seed, **options},
     )
     trainer.train()
     return trainer

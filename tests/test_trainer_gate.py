@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from trainer_fakes import (
-    LetterEnv,
+    CoinEnv,
     largest_difference,
     make_config,
     make_policy,
@@ -41,20 +41,6 @@ class Partisan(HindsightReward):
 
 class Opponent(Partisan):
     side = -1.0
-
-
-class CoinEnv(LetterEnv):
-    """Won or lost by the seed, whatever is done; `always` lost if asked for."""
-
-    always_lost = False
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        self._won = bool((seed or 0) % 2) and not self.always_lost
-        return super().reset(seed=seed, options=options)
-
-    def step(self, action: str) -> Any:
-        observation, _, done, truncated, info = super().step(action)
-        return observation, float(done and self._won), done, truncated, {**info, "won": self._won}
 
 
 class HopelessEnv(CoinEnv):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from trainer_fakes import LetterEnv, largest_difference, make_policy, make_tokenizer, make_trainer, weights
+from trainer_fakes import CoinEnv, LetterEnv, largest_difference, make_policy, make_tokenizer, make_trainer, weights
 
 from trl_mise import MISEConfig
 from trl_mise.callback import HealthCallback
@@ -172,18 +172,6 @@ class TestLoss:
         other = make_policy(TOKENIZER, seed=5)
         loss, parts = loss_of(policy, written_now(policy, ["more : good"]), [0.0], kl_coef=0.5, ref=other)
         assert parts["kl"] > 0 and float(loss.detach()) == pytest.approx(0.5 * parts["kl"], rel=1e-4)
-
-
-class CoinEnv(LetterEnv):
-    """Every second episode is won, whatever is done."""
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        self._won = bool((seed or 0) % 2)
-        return super().reset(seed=seed, options=options)
-
-    def step(self, action: str) -> Any:
-        observation, _, done, truncated, info = super().step(action)
-        return observation, float(done and self._won), done, truncated, {**info, "won": self._won}
 
 
 class TestTraining:

@@ -99,6 +99,20 @@ class LetterEnv:
         self.closed += 1
 
 
+class CoinEnv(LetterEnv):
+    """Every second episode is won, by its seed and whatever is done; none at all where `always_lost`."""
+
+    always_lost = False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._won = bool((seed or 0) % 2) and not self.always_lost
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: str) -> Any:
+        observation, _, done, truncated, info = super().step(action)
+        return observation, float(done and self._won), done, truncated, {**info, "won": self._won}
+
+
 def tasks(n: int = 16) -> Dataset:
     return Dataset.from_list([{"seed": seed} for seed in range(n)])
 
