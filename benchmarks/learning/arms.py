@@ -28,6 +28,10 @@ class Arm:
     writes: bool = False
 
 
+# The verdicts count as much as the environment's reward and add up over an episode: here they lead, and must be right.
+_SUMMED = {"hindsight_placement": "return", "hindsight_coef": 1.0, "hindsight_gate": "none"}
+_GATE_ALONE = {"hindsight_gate": "agreement", "calibration_target": "none"}
+
 _ALL = (
     Arm("sparse", "PPO, sparse reward", {"hindsight_coef": 0.0}),
     Arm("mise", "**MISE, default**"),
@@ -45,6 +49,10 @@ _ALL = (
     Arm("isotonic", "… post-hoc isotonic map", {"posthoc_calibrator": "isotonic"}),
     Arm("ungated", "… without the gate", {"hindsight_gate": "none"}),
     Arm("sampled", "… sampled verdicts", {"verdict_mode": "sampled"}),
+    Arm("summed", "verdicts summed into the return at full weight", _SUMMED),
+    Arm("summed-uncalibrated", "… without calibration", {**_SUMMED, "calibration_target": "none"}),
+    Arm("summed-shuffled-returns", "… calibrated toward shuffled returns", _SUMMED, shuffled_returns=True),
+    Arm("summed-gate", "… without calibration, with the gate", {**_SUMMED, **_GATE_ALONE}),
     Arm("written", "written verdicts, rewarded by sum", writes=True),
     Arm("written-step", "… rewarded by step", {"calibration_target": "step"}, writes=True),
     Arm("written-uncalibrated", "… not rewarded", {"calibration_target": "none"}, writes=True),

@@ -102,7 +102,22 @@ CLAIMS = (
         ratio=1.1,
         worst_ratio=0.8,
     ),
-    Claim("calibration does it: returns of other episodes lose", "kitchen-1%-biased", "mise", "shuffled-returns"),
+    Claim("calibration does it, at full weight", "kitchen-1%-biased", "summed", "summed-uncalibrated", ratio=1.2),
+    Claim(
+        "calibration does it, at full weight: returns of other episodes lose",
+        "kitchen-1%-biased",
+        "summed",
+        "summed-shuffled-returns",
+        ratio=1.5,
+    ),
+    Claim("… at the default's weight: the same", "kitchen-1%-biased", "mise", "shuffled-returns"),
+    Claim(
+        "even a judge that praises only what is wrong is no harm",
+        "kitchen-1%-captured",
+        "mise",
+        "sparse",
+        ratio=0.95,
+    ),
     Claim("what can be undone: better than sparse PPO", "shop", "mise", "sparse"),
     Claim("what can be undone, biased judge: never worse", "shop-biased", "mise", "sparse", ratio=0.95),
     Claim("hindsight beats the sparse reward", "tasting", "mise", "sparse", ratio=1.5),
@@ -123,6 +138,7 @@ _VARIANTS = (
     *("uncalibrated", "step", "prefix", "masked", "frozen", "return", "affine", "platt", "isotonic", "sampled"),
     *("oracle", "potential", "decomposition", "ungated"),
 )
+_SUMMED = ("summed", "summed-uncalibrated", "summed-shuffled-returns", "summed-gate")
 _WRITTEN = ("written", "written-step", "written-uncalibrated")
 
 # What sparse PPO gets to choose from; on seeds that nothing is reported on.
@@ -143,7 +159,8 @@ FULL: list[Cell] = [
     *_cells(["kitchen"], ("sparse", *_CONTROLS), range(3)),
     *_cells(["kitchen-1%-biased"], ("shuffled-returns", "uncalibrated", "grpo", "ungated", "flipped"), range(3)),
     *_cells(["kitchen", "tasting"], _VARIANTS, range(2)),
-    *_cells(["kitchen-3%-captured"], (*_MAIN, "uncalibrated", "ungated", "shuffled-returns"), range(2)),
+    *_cells(["kitchen-1%-biased"], _SUMMED, range(3)),
+    *_cells(["kitchen-3%-captured", "kitchen-1%-captured"], (*_MAIN, "uncalibrated", "ungated"), range(2)),
     *_cells(["kitchen-biased", "tasting-biased"], _MAIN, range(2)),
     *_cells(["shop", "shop-biased"], _MAIN, range(2, 4)),
     *_cells(["kitchen-1%"], _MAIN, range(2)),
@@ -162,6 +179,7 @@ CI: list[Cell] = [
     *_cells(["kitchen"], ("sparse", "mise", "grpo", "flipped", "shuffled-steps"), [0]),
     *_cells(["tasting"], ("sparse", "mise", "prefix", "grpo", "shuffled-steps"), [0]),
     *_cells(["kitchen-1%-biased"], _MAIN, [0, 1]),
+    *_cells(["kitchen-1%-biased"], ("summed", "summed-shuffled-returns"), [0]),
     *_cells(["shop"], _MAIN, [0]),
 ]
 """The headline rows, in minutes."""

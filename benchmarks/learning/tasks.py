@@ -6,7 +6,14 @@ from typing import Any
 
 from trl_mise.envs import kitchen, tasting, webshop
 from trl_mise.envs.webshop_policies import judge_step as shop_judge
-from trl_mise.recipes import CapturedKitchenRecipe, KitchenBase, KitchenRecipe, WritingKitchenRecipe, kitchen_recipe
+from trl_mise.recipes import (
+    WARM_STARTS,
+    CapturedKitchenRecipe,
+    KitchenBase,
+    KitchenRecipe,
+    WritingKitchenRecipe,
+    kitchen_recipe,
+)
 from trl_mise.tasting_recipe import TastingRecipe
 from trl_mise.warm_start import Judge
 from trl_mise.webshop_recipe import WebShopRecipe
@@ -120,6 +127,11 @@ _ALL = (
         "kitchen-3%-captured",
         "kitchen, success near 3%, judge that praises its favourites alone",
         lambda seed: CapturedKitchenRecipe(seed=seed),
+    ),
+    _kitchen(
+        "kitchen-1%-captured",
+        "kitchen, success near 1%, judge that praises its favourites alone",
+        lambda seed: CapturedKitchenRecipe(demo_accuracy=WARM_STARTS["near_one_percent"], seed=seed),
     ),
     _kitchen("kitchen-16", "kitchen, 16 choices", lambda seed: _long_kitchen(16, seed)),
     _kitchen("kitchen-32", "kitchen, 32 choices", lambda seed: _long_kitchen(32, seed)),
