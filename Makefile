@@ -2,14 +2,17 @@
 #   make demo        an agent learns a web shop, results in runs/demo   (SEED=1 for another seed)
 #   make test        the tests            make test-slow   the learning tests
 #   make check       lint, format, types  make hooks       the same before every commit
+#   make test-ppo    the tests with the last TRL that has a PPOTrainer of its own (an environment beside .venv)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 SEED ?= 0
 
+COMMA := ,
 BIN := .venv/bin
 STAMP := .venv/installed
+PPO_STAMP := .venv-ppo/installed
 
-.PHONY: demo test test-slow check hooks setup clean
+.PHONY: demo test test-ppo test-slow check hooks setup clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/webshop.py --output_dir runs/demo --seed $(SEED)
@@ -17,6 +20,9 @@ demo: $(STAMP)
 # One thread each, two at a time: most of them wait for games, Java and other processes.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-ppo: $(PPO_STAMP)
+	OMP_NUM_THREADS=1 .venv-ppo/bin/python -m pytest -n 2
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
@@ -31,14 +37,22 @@ hooks: $(STAMP)
 
 setup: $(STAMP)
 
+# $(1): the environment's folder, $(2): what of this project goes in, $(3): more requirements.
 # The stamp is touched last: an interrupted installation is taken up again by the next call.
-$(STAMP): pyproject.toml Makefile
+define install
 	@$(PYTHON) -c 'import sys; sys.exit("trl-mise needs Python >= 3.10, but $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install '$(TORCH)'
-	$(BIN)/python -m pip install '$(TORCH)' --editable '.[test,dev]'
-	@touch $@
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install '$(TORCH)'
+	$(1)/bin/python -m pip install '$(TORCH)' --editable '$(2)' $(3)
+	@touch $(1)/installed
+endef
+
+$(STAMP): pyproject.toml Makefile
+	$(call install,.venv,.[test$(COMMA)dev])
+
+$(PPO_STAMP): pyproject.toml Makefile
+	$(call install,.venv-ppo,.[test],'trl<1.13')
 
 clean:
-	rm -rf .venv build dist *.egg-info runs/demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ppo build dist *.egg-info runs/demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find trl_mise tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,7 +22,7 @@ from transformers import Qwen2Config, Qwen2ForSequenceClassification, TrainerCal
 
 from benchmarks._common import SHAPES, arguments, count_flops, finish, peak_bytes, random_ids, random_model
 from trl_mise import MISEConfig, MISETrainer
-from trl_mise._trl import PPOConfig, PPOTrainer
+from trl_mise.ppo import TRL_HAS_PPO, PPOConfig, PPOTrainer
 from trl_mise.tiny import build_tokenizer
 
 
@@ -106,6 +106,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--response", type=int, default=48)
     options = parser.parse_args(argv)
+    if not TRL_HAS_PPO:
+        parser.error('this TRL has no PPOTrainer to compare with; run: pip install "trl<1.13"')
     torch.set_num_threads(options.threads)
     if options.quick:
         options.vocab, options.response, options.repeats = 2000, 8, 1

@@ -24,10 +24,14 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForSequenceClassification, set_seed
 from transformers.modeling_outputs import BaseModelOutput
 from trl import TrlParser
-from trl.experimental.ppo import PPOTrainer
 
 from trl_mise import MISEConfig, MISETrainer
 from trl_mise.tiny import build_policy, build_tokenizer
+
+try:
+    from trl.experimental.ppo import PPOTrainer
+except ModuleNotFoundError:  # TRL 1.13 removed it
+    PPOTrainer = None
 
 TRAINERS = {"ppo": PPOTrainer, "mise": MISETrainer}
 THINGS = ("fish", "books", "tea", "coats", "chairs", "lamps", "bread", "shoes")
@@ -133,6 +137,8 @@ def main() -> None:
     parser = TrlParser((SwapArguments, MISEConfig))
     parser.set_defaults_with_config(**DEFAULTS)
     swap, args = parser.parse_args_and_config()
+    if TRAINERS[swap.trainer] is None:
+        raise SystemExit('--trainer ppo: this TRL has no PPOTrainer; use --trainer mise, or install "trl<1.13"')
     set_seed(args.seed)  # numpy too: PPOTrainer shuffles its mini-batches with the global state
     tokenizer = build_tokenizer(["say", *THINGS, WANTED, DELIMITER, "judge", "good", "bad"])
     policy = build_policy(tokenizer, seed=args.seed)

@@ -14,8 +14,10 @@ from trl_mise.envs.adapter_tool_calls import (
     MalformedCall,
     ToolCall,
     ToolCallParser,
+    _parses_with_tools,
     format_tool_call,
 )
+from trl_mise.envs.adapter_tool_schemas import tool_schema
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -203,6 +205,24 @@ def test_a_tokenizer_without_a_format_is_not_asked() -> None:
     assert tokenizer.prefixes == []
 
 
+def guess(number: int) -> str:
+    """Guesses.
+
+    Args:
+        number: to guess.
+    """
+    return str(number)
+
+
+def post(code: str) -> str:
+    """Posts.
+
+    Args:
+        code: where to.
+    """
+    return code
+
+
 @pytest.mark.parametrize(
     ("template", "text"),
     [
@@ -227,7 +247,20 @@ def test_formats_of_well_known_models(template: str, text: str) -> None:
     if not hasattr(tokenizer, "get_response_parser"):
         pytest.skip("transformers before 5.13 has no response templates")
     tokenizer.response_template = getattr(known, template)
-    assert ToolCallParser((), tokenizer).parse(text) == [GUESS]
+    assert ToolCallParser((), tokenizer, [tool_schema(guess)]).parse(text) == [GUESS]
+
+
+def test_the_schema_says_whether_digits_are_a_number() -> None:
+    """A format of plain text writes a postcode and a count alike."""
+    known = pytest.importorskip("trl.chat_template_utils", reason="TRL is not installed")
+    from trl_mise.tiny import build_tokenizer
+
+    tokenizer = build_tokenizer(["x"])
+    if not hasattr(known, "_XML_INLINE_VALUE_PARSER") or not _parses_with_tools(tokenizer):
+        pytest.skip("this TRL, or this transformers, guesses the type from the text")
+    tokenizer.response_template = known.qwen3_5_template
+    text = "<tool_call>\n<function=post>\n<parameter=code>\n75001\n</parameter>\n</function>\n</tool_call>"
+    assert ToolCallParser((), tokenizer, [tool_schema(post)]).parse(text) == [ToolCall("post", {"code": "75001"})]
 
 
 @pytest.mark.parametrize("special", [True, False])

@@ -10,11 +10,15 @@ import pytest
 from benchmarks import tables
 from benchmarks._common import count_flops, markdown, paired_seconds, peak_bytes
 from benchmarks.learning import report
+from trl_mise.ppo import TRL_HAS_PPO
 
 FOLDER = Path(tables.__file__).parent
 
 
-@pytest.mark.parametrize("name", ["scoring", "rollout", "update", "vs_ppo_trainer"])
+WITH_PPO = pytest.mark.skipif(not TRL_HAS_PPO, reason="this TRL has no PPOTrainer")
+
+
+@pytest.mark.parametrize("name", ["scoring", "rollout", "update", pytest.param("vs_ppo_trainer", marks=WITH_PPO)])
 def test_runs_and_writes_its_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new folder" / "result.json"
     result = importlib.import_module(f"benchmarks.{name}").main(

@@ -91,7 +91,9 @@ def test_neither_environment_nor_reward_model(tmp_path: Path) -> None:
 
 def test_model_as_its_own_reference(tmp_path: Path) -> None:
     model = make_policy(make_tokenizer())
-    assert_refused(tmp_path, ValueError, "cannot be the same object", model=model, ref_model=model)
+    assert_refused(
+        tmp_path, ValueError, "cannot be the same object|the very object that is trained", model=model, ref_model=model
+    )
 
 
 def test_greedy_training(tmp_path: Path) -> None:
@@ -99,7 +101,7 @@ def test_greedy_training(tmp_path: Path) -> None:
 
 
 def test_mini_batches_that_do_not_divide(tmp_path: Path) -> None:
-    assert_refused(tmp_path, ValueError, "multiple of `num_mini_batches`", num_mini_batches=3)
+    assert_refused(tmp_path, ValueError, "multiple of `?num_mini_batches", num_mini_batches=3)
 
 
 @pytest.mark.parametrize(
@@ -225,14 +227,14 @@ def test_resuming(tmp_path: Path, checkpoint: bool | str) -> None:
     assert trainer.state.global_step == 0
 
 
-@pytest.mark.parametrize("installed", ["1.13.0", "1.13.0.dev0", "1.13.0rc1", "2.0.0", "0.24.0"])
-def test_trl_without_a_ppo_trainer(installed: str) -> None:
-    with pytest.raises(ImportError, match=rf'trl {installed} is installed.*pip install "trl>=1.0,<1.13"'):
+@pytest.mark.parametrize("installed", ["0.24.0", "0.29.1"])
+def test_trl_that_is_too_old(installed: str) -> None:
+    with pytest.raises(ImportError, match=rf'trl {installed} is installed.*pip install "trl>=1.0"'):
         check_trl_version(installed)
 
 
-@pytest.mark.parametrize("installed", ["1.0.0", "1.12.0", "1.12.7"])
-def test_trl_with_a_ppo_trainer(installed: str) -> None:
+@pytest.mark.parametrize("installed", ["1.0.0", "1.12.7", "1.13.0.dev0", "1.16.0", "2.0.0"])
+def test_trl_with_and_without_a_ppo_trainer(installed: str) -> None:
     check_trl_version(installed)
 
 
@@ -241,11 +243,11 @@ def test_importing_with_the_wrong_trl() -> None:
     code = (
         "import importlib.metadata as metadata\n"
         "real = metadata.version\n"
-        "metadata.version = lambda name: '1.13.0' if name == 'trl' else real(name)\n"
+        "metadata.version = lambda name: '0.24.0' if name == 'trl' else real(name)\n"
         "from trl_mise import MISEConfig\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode != 0
     last_line = result.stderr.strip().splitlines()[-1]
-    assert last_line.startswith("ImportError: trl 1.13.0 is installed")
-    assert 'pip install "trl>=1.0,<1.13"' in last_line
+    assert last_line.startswith("ImportError: trl 0.24.0 is installed")
+    assert 'pip install "trl>=1.0"' in last_line

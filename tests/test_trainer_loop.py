@@ -220,7 +220,8 @@ def test_the_whole_set_of_callbacks_fires_in_order(tmp_path: Path) -> None:
     first = ["on_step_begin", *steps, "on_step_end", "on_log", "on_log", "on_evaluate"]
     second = [*first, "on_save"]
     expected = ["on_train_begin", "on_epoch_begin", *first, *second, "on_epoch_end", "on_train_end"]
-    assert recorder.events == expected
+    # Where our own base takes PPOTrainer's place, transformers' constructor fires this one.
+    assert [event for event in recorder.events if event != "on_init_end"] == expected
 
 
 def test_every_event_of_transformers_is_known_here() -> None:

@@ -33,13 +33,14 @@ from trainer_fakes import (
     make_tokenizer,
     weights,
 )
-from trl.experimental.ppo import ppo_trainer
 
 import trl_mise.targets
 from trl_mise import MISETrainer
-from trl_mise._trl import PPOTrainer
 from trl_mise.chat import ChatFormat
+from trl_mise.ppo import PPOTrainer
 from trl_mise.rollout import Generate
+
+ppo_trainer = pytest.importorskip("trl.experimental.ppo.ppo_trainer", reason="this TRL has no PPOTrainer")
 
 UPDATES, BATCH, LENGTH = 4, 8, 5
 OPTIONS = {

@@ -22,7 +22,7 @@ from trainer_fakes import (
 )
 
 from trl_mise import MISEConfig, MISETrainer
-from trl_mise._trl import PPOConfig
+from trl_mise.ppo import PPOConfig
 
 # The response is cut at full stops: the tiny tokenizer knows no newlines.
 CUT = {"step_delimiter": ".", "response_length": 8, "hindsight_prompt": "judge step {{ step }} {{ action }}"}

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from transformers.modeling_outputs import BaseModelOutput
 
 from trl_mise import MISEConfig, MISETrainer
-from trl_mise._trl import PPOConfig
+from trl_mise.ppo import PPOConfig
 from trl_mise.tiny import build_tokenizer
 
 # These models are far too small for a second thread to help, and where the cores are busy its barriers cost ten times

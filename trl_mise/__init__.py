@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trl_mise.envs.check import check_env
     from trl_mise.health import HindsightHealthWarning
     from trl_mise.hindsight import EvaluatorFailure, HindsightReward
+    from trl_mise.ppo import PPOConfig
     from trl_mise.trainer import MISETrainer
     from trl_mise.types import HindsightScores, StopReason, Trajectory, Turn
 
@@ -31,6 +32,7 @@ __all__ = [
     "HindsightScores",
     "MISEConfig",
     "MISETrainer",
+    "PPOConfig",
     "StopReason",
     "TextEnv",
     "Trajectory",
@@ -51,6 +53,7 @@ _MODULE_OF = {
     "HindsightScores": "trl_mise.types",
     "MISEConfig": "trl_mise.config",
     "MISETrainer": "trl_mise.trainer",
+    "PPOConfig": "trl_mise.ppo",
     "StopReason": "trl_mise.types",
     "TextEnv": "trl_mise.envs.base",
     "Trajectory": "trl_mise.types",

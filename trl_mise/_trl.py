@@ -1,34 +1,53 @@
 """The only file that imports TRL."""
 
+import importlib
 import os
 from importlib.metadata import version
+from typing import Any
 
 from packaging.version import Version
 
-SUPPORTED = ">=1.0,<1.13"
-"""TRL removed `trl.experimental.ppo` in 1.13."""
+SUPPORTED = ">=1.0"
 
 
 def check_trl_version(installed: str) -> None:
-    """Raises an `ImportError` that says what to install if this TRL has no `PPOTrainer`."""
-    if not Version("1.0") <= Version(Version(installed).base_version) < Version("1.13"):
+    """Raises an `ImportError` that says what to install if this TRL is too old."""
+    if Version(Version(installed).base_version) < Version("1.0"):
         raise ImportError(
-            f"trl {installed} is installed, but this version of trl-mise extends TRL's PPOTrainer, which exists in "
-            f'trl{SUPPORTED} only; run: pip install "trl{SUPPORTED}"'
+            f'trl {installed} is installed, but trl-mise needs trl{SUPPORTED}; run: pip install "trl{SUPPORTED}"'
         )
 
 
 check_trl_version(version("trl"))
 
+TRLPPOConfig: Any = None
+TRLPPOTrainer: Any = None
 # TRL warns about every import of its experimental namespace; using it is this file's purpose.
 _silenced = os.environ.get("TRL_EXPERIMENTAL_SILENCE")
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 try:
     from trl import TrlParser
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
-    from trl.experimental.ppo.ppo_trainer import get_reward, unwrap_model_for_generation
+    from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
+
+    try:
+        _ppo = importlib.import_module("trl.experimental.ppo")
+        TRLPPOConfig, TRLPPOTrainer = _ppo.PPOConfig, _ppo.PPOTrainer
+    except ModuleNotFoundError as error:
+        # TRL removed it in 1.13; that something which it needs is missing is another matter.
+        if error.name != "trl.experimental.ppo":
+            raise
 finally:
     if _silenced is None:
         del os.environ["TRL_EXPERIMENTAL_SILENCE"]
+    else:
+        os.environ["TRL_EXPERIMENTAL_SILENCE"] = _silenced
 
-__all__ = ["PPOConfig", "PPOTrainer", "TrlParser", "check_trl_version", "get_reward", "unwrap_model_for_generation"]
+__all__ = [
+    "SUPPORTED",
+    "TRLPPOConfig",
+    "TRLPPOTrainer",
+    "TrlParser",
+    "check_trl_version",
+    "prepare_deepspeed",
+    "unwrap_model_for_generation",
+]

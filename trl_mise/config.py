@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from ._trl import PPOConfig
+from .ppo import PPOConfig
 from .token_log_probs import DEFAULT_HEAD_BYTES
 
 DEFAULT_COEF = {"advantage": 0.1, "return": 0.03}

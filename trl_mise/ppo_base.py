@@ -13,10 +13,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers.trainer_callback import ProgressCallback
 
-from ._trl import PPOTrainer
 from .actor_critic import ActorCritic, ValueHead
 from .callback import PhaseProgressCallback
 from .config import MISEConfig
+from .ppo import PPOTrainer
 
 VALUE_HEAD_NAME = "value_head.safetensors"
 VALUE_MODEL_DIR = "value_model"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from ._trl import PPOConfig, unwrap_model_for_generation
+from ._trl import unwrap_model_for_generation
 from .actor_critic import ValueHead
 from .advantages import ActionLayout, action_layout
 from .backends import BACKENDS, GenerationBackend, TransformersBackend
@@ -32,6 +32,7 @@ from .hindsight import HindsightReward
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
 from .micro_batches import MicroBatch, last_state_batches, make_micro_batches
+from .ppo import TRL_HAS_PPO, PPOConfig
 from .ppo_base import RepairedPPOTrainer, mixed_precision
 from .rollout import Generate, RolloutLimits, collect_rollouts
 from .scorers import Questionnaire
@@ -72,7 +73,7 @@ class MISETrainer(RepairedPPOTrainer):
         generation_backend ([`GenerationBackend`], *optional*): an engine of your own that samples the actions, in
             place of the one that `args` names.
 
-    Without an environment and with hindsight off it *is* PPOTrainer, bit for bit.
+    Without an environment and with hindsight off it *is* PPOTrainer, bit for bit, where TRL has one (before 1.13).
     """
 
     _tag_names = ["trl", "ppo", "mise"]
@@ -117,7 +118,7 @@ class MISETrainer(RepairedPPOTrainer):
         coef = hindsight.coef if isinstance(hindsight, HindsightReward) else config.hindsight_coef
         self.environment_factory = environment_factory
         self.uses_hindsight = hindsight is not False and bool(coef)
-        self.is_plain_ppo = environment_factory is None and not self.uses_hindsight
+        self.is_plain_ppo = TRL_HAS_PPO and environment_factory is None and not self.uses_hindsight
         if not self.is_plain_ppo:
             check_arguments(config, processing_class, train_dataset, environment_factory, reward_model)
             reward_model = nn.Identity() if reward_model is None else reward_model

@@ -22,10 +22,10 @@ from benchmarks.learning.estimators import area
 from benchmarks.learning.rivals import RIVALS, ShuffledReturns
 from benchmarks.learning.tasks import TASKS, LearningTask
 from trl_mise import MISEConfig, MISETrainer
-from trl_mise._trl import PPOConfig
 from trl_mise.callback import CalibrationCallback
 from trl_mise.chat import ChatFormat
 from trl_mise.judges import OracleJudge, judge_for
+from trl_mise.ppo import PPOConfig
 from trl_mise.tiny import cache_path, cached
 
 RESULTS = Path(__file__).parents[1] / "results" / "learning"

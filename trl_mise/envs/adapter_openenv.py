@@ -207,9 +207,10 @@ class OpenEnvTextEnv:
     def _find_tools(self) -> None:
         tools = self._loop.result(self.client.list_tools())
         self._tools = frozenset(tool.name for tool in tools)
-        self._parser = ToolCallParser(self._tools, self._tokenizer)
+        schemas = _schemas(tools)
+        self._parser = ToolCallParser(self._tools, self._tokenizer, schemas)
         if self._instruction is None:
-            self._instruction = tool_prompt(_schemas(tools))
+            self._instruction = tool_prompt(schemas)
 
     # Results
 
@@ -286,7 +287,5 @@ def _tool_action(call: ToolCall) -> Any:
 
 
 def _schemas(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    return [
-        {"function": {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}}
-        for tool in tools
-    ]
+    bodies = ({"name": t.name, "description": t.description, "parameters": t.input_schema} for t in tools)
+    return [{"type": "function", "function": body} for body in bodies]

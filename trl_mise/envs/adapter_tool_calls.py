@@ -1,5 +1,6 @@
 """Tool calls out of an answer's text: the tokenizer's own parser where it has one, JSON otherwise. Never raises."""
 
+import inspect
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -78,11 +79,16 @@ class ToolCallParser:
     Args:
         tools (`Collection[str]`): names of the tools.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of the policy.
+        schemas (`Sequence[Mapping]`, *optional*): of the tools, from [`tool_schema`]. Formats that write arguments as
+            plain text (Qwen3.5, GLM-4) do not say which are numbers; with transformers 5.15 or newer the schemas do.
     """
 
-    def __init__(self, tools: Collection[str] = (), tokenizer: Any = None) -> None:
+    def __init__(
+        self, tools: Collection[str] = (), tokenizer: Any = None, schemas: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         self._tools = frozenset(tools)
         self._tokenizer = tokenizer
+        self._typing = {"tools": list(schemas)} if schemas and _parses_with_tools(tokenizer) else {}
         self._prefix: str | None = None
 
     def parse(self, text: str) -> list[Call]:
@@ -126,7 +132,7 @@ class ToolCallParser:
                 self._prefix = self._tokenizer.apply_chat_template(
                     _GENERATION_PROMPT, tokenize=False, add_generation_prompt=True
                 )
-            return self._tokenizer.parse_response(text, prefix=self._prefix)
+            return self._tokenizer.parse_response(text, prefix=self._prefix, **self._typing)
         if getattr(self._tokenizer, "response_schema", None) is not None:
             return self._tokenizer.parse_response(text)
         return None
@@ -197,6 +203,11 @@ class ToolCallParser:
         if arguments is None:
             return MalformedCall(f"The arguments of {quote(name)} must be a JSON object.")
         return ToolCall(name, arguments)
+
+
+def _parses_with_tools(tokenizer: Any) -> bool:
+    parse = getattr(tokenizer, "parse_response", None)
+    return parse is not None and "tools" in inspect.signature(parse).parameters
 
 
 def _starts_with_json(text: str) -> bool:

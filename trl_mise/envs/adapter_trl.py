@@ -114,8 +114,8 @@ class TRLToolEnv:
         self._reward, self._is_done, self._limit = reward, is_done, max_tool_calling_iterations
         self._tools = _tools(self.environment)
         _check(self.environment, self.name, self._tools, reward, max_tool_calling_iterations)
-        self._parser = ToolCallParser(self._tools, tokenizer)
         schemas = [tool_schema(tool) for tool in self._tools.values()]
+        self._parser = ToolCallParser(self._tools, tokenizer, schemas)
         self._tool_text = tool_prompt(schemas) if instruction is None else instruction
         self._loop = LoopThread()
         self._running = self._closed = False
