@@ -12,6 +12,7 @@ from .advantages import (
     ActionLayout,
     Reduce,
     gae,
+    masked_moments,
     mean_by_turn,
     per_turn,
     place_rewards,
@@ -104,7 +105,7 @@ def compute_targets(
     }
     agreement, ungated = np.zeros(0), None
     if step_scores is not None:
-        agreement = _agreement(advantages, env_rewards, turn_scores, layout, options)
+        agreement = _agreement(advantages, env_rewards, turn_scores, layout, options, reduce)
         let_through, environment = options.gate * options.hindsight_coef, env_rewards
         if options.hindsight_placement == "advantage":
             scaled = scaled_advantages(advantages, layout, reduce)
@@ -120,15 +121,21 @@ def compute_targets(
 
 
 def _agreement(
-    advantages: Tensor, env_rewards: Tensor, turn_scores: Tensor, layout: ActionLayout, options: TargetOptions
+    advantages: Tensor,
+    env_rewards: Tensor,
+    turn_scores: Tensor,
+    layout: ActionLayout,
+    options: TargetOptions,
+    reduce: Reduce,
 ) -> np.ndarray:
     """`(B,)` mean_t A_t^env n_t; empty where all returns are equal, and advantages are only the critic's errors."""
     env_returns = env_rewards.sum(dim=1, keepdim=True)  # (B, 1)
-    if float(env_returns.std(correction=0)) == 0:
+    mean, variance = masked_moments(env_returns, torch.ones_like(env_returns, dtype=torch.bool), reduce)
+    if float(variance) <= 1e-12 * float(mean) ** 2:  # equal, but for rounding
         return np.zeros(0)
     if options.hindsight_placement == "return":
         # The critic expects praise too; without one, what is left of A^env is the return beyond the mean.
-        env_advantages = (env_returns - env_returns.mean()).expand_as(turn_scores)
+        env_advantages = (env_returns - mean).expand_as(turn_scores)
     else:
         env_advantages = mean_by_turn(advantages, layout)
     products = env_advantages * turn_scores * layout.turn_mask  # (B, T)

@@ -1,0 +1,96 @@
+"""Two real processes (torchrun, gloo): they agree, their episodes are all there, and they go on after a kill."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_resume import UPDATES, assert_equal, trainer_of
+from trainer_fakes import largest_difference, weights
+
+HERE = Path(__file__).parent
+
+
+def launch(folder: Path, kind: str, moment: str = "never", count: int = 1) -> list[dict[str, Any]] | None:
+    """What the two end with; `None` if one was killed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [*command, str(HERE / "two_processes.py"), str(folder), kind, moment, str(count)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr[-3000:]
+    return None
+
+
+def without_own(left: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same on both: all but the sampling."""
+    return {name: value for name, value in left.items() if name not in ("torch", "hindsight", "logs", "episodes")}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("whole")
+    return launch(folder, "plain"), folder
+
+
+def test_two_processes_agree(uninterrupted: Any) -> None:
+    (first, second), folder = uninterrupted
+    assert first["processes"] == second["processes"] == 2
+    assert first["step"] == second["step"] == UPDATES
+    assert_equal(without_own(first), without_own(second))
+    assert not torch.equal(first["torch"], second["torch"])  # they sample on their own
+
+
+def test_every_episode_of_both_is_written_once(uninterrupted: Any) -> None:
+    _, folder = uninterrupted
+    records = [json.loads(line) for line in (folder / "trajectories.jsonl").read_text().splitlines()]
+    assert [r["update"] for r in records] == [u for u in range(1, UPDATES + 1) for _ in range(8)]
+    for update in range(1, UPDATES + 1):
+        seeds = [r["seed"] for r in records if r["update"] == update]
+        assert len(set(seeds)) == 8, "no task twice in a batch"
+
+
+@pytest.mark.parametrize(("moment", "count"), [("optimizer step", 7), ("save", 2)])
+def test_killed_and_resumed(tmp_path: Path, moment: str, count: int, uninterrupted: Any) -> None:
+    """The first process dies; the launcher ends the second."""
+    assert launch(tmp_path, "plain", moment, count) is None
+    resumed = launch(tmp_path, "plain")
+    assert resumed is not None
+    for ours, theirs in zip(resumed, uninterrupted[0], strict=True):
+        assert_equal(ours, theirs)
+
+
+def test_two_are_as_good_as_one(tmp_path: Path) -> None:
+    """The same tasks and episodes, of uneven lengths: the same weights, but for the order of additions."""
+    one = trainer_of(tmp_path / "one", "by the context")
+    start = weights(one.actor_critic)
+    one.train()
+    both = launch(tmp_path / "two", "by the context")
+    assert both is not None and both[0]["processes"] == 2
+    assert largest_difference(start, weights(one.actor_critic)) > 1e-2
+    assert largest_difference(both[0]["weights"], weights(one.actor_critic)) <= 1e-5
+    assert both[0]["hindsight"]["mu"] == pytest.approx(one.hindsight.mu, abs=1e-5)
+    gates = [state["gate"]["mean_sum"] for state in (both[0]["hindsight"], one.hindsight.state_dict())]
+    assert gates[0] == pytest.approx(gates[1], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_with_an_adapter(tmp_path: Path) -> None:
+    whole = launch(tmp_path / "whole", "lora")
+    moments = [("rollout", 2), ("update", 1), ("save", 1), ("optimizer step", 5), ("calibrate", 2)] * 2
+    deaths = [launch(tmp_path / "killed", "lora", *moment) is None for moment in moments]
+    assert sum(deaths) >= 5
+    resumed = launch(tmp_path / "killed", "lora")
+    assert whole is not None and resumed is not None
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert_equal(ours, theirs)
