@@ -72,7 +72,7 @@ def train_and_report(trainer: Any, watch: "Stopwatch", title: str) -> None:
     """Greedy evaluation, training, greedy evaluation; policy, curve and summary go to `output_dir`."""
     args = trainer.args
     before = trainer.evaluate()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     after = trainer.evaluate()
     trainer.save_model()
     if not trainer.is_world_process_zero():

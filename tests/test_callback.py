@@ -1,7 +1,6 @@
 """Calibration between two updates: when it acts, what it moves, what it remembers; and the progress bar's phases."""
 
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -432,17 +431,6 @@ class TestState:
         restored = calibration()
         restored.load_state(str(tmp_path))
         assert len(restored.buffer) == len(LOST_EPISODES) and restored.bias is None
-
-    @pytest.mark.parametrize("is_main", [True, False])
-    def test_the_main_process_writes_into_the_trainers_checkpoint(self, tmp_path: Path, is_main: bool) -> None:
-        run = Run(calibration())
-        run.update()
-        state = SimpleNamespace(global_step=7, is_world_process_zero=is_main)
-        run.callback.on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
-        written = tmp_path / "checkpoint-7" / "calibration.json"
-        assert written.exists() == is_main
-        if is_main:
-            assert len(json.loads(written.read_text())["buffer"]["examples"]) == len(EPISODES)
 
     def test_another_map_is_refused(self, tmp_path: Path) -> None:
         calibration(posthoc="platt").save_state(str(tmp_path))

@@ -45,6 +45,7 @@ LAYERS = {
             "serialization",
             "tasks",
             "trajectory_log",
+            "checkpoints",
         ]
         + [f"envs.{path.stem}" for path in sorted((PACKAGE / "envs").glob("*.py")) if path.stem != "__init__"],
         ["torch", "transformers", "trl"],
@@ -91,7 +92,7 @@ LAYERS = {
         ],
         ["trl"],
     ),
-    "trl": (["_trl", "own_ppo", "own_ppo_config", "ppo", "config", "checks", "ppo_base", "trainer"], []),
+    "trl": (["_trl", "own_ppo", "own_ppo_config", "ppo", "config", "checks", "ppo_base", "resume", "trainer"], []),
 }
 RANK = {module: rank for rank, (modules, _) in enumerate(LAYERS.values()) for module in modules}
 

@@ -219,14 +219,6 @@ def test_verdicts_that_cannot_be_read_name_the_episode(tmp_path: Path) -> None:
 # What is not there
 
 
-@pytest.mark.parametrize("checkpoint", [True, "checkpoint-1"])
-def test_resuming(tmp_path: Path, checkpoint: bool | str) -> None:
-    trainer = make_trainer(tmp_path)
-    with pytest.raises(NotImplementedError, match="resume_from_checkpoint"):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    assert trainer.state.global_step == 0
-
-
 @pytest.mark.parametrize("installed", ["0.24.0", "0.29.1"])
 def test_trl_that_is_too_old(installed: str) -> None:
     with pytest.raises(ImportError, match=rf'trl {installed} is installed.*pip install "trl>=1.0"'):

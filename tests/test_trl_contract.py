@@ -48,7 +48,9 @@ def test_every_override_accepts_what_its_original_accepts() -> None:
         assert parameters(getattr(MISETrainer, name)) == parameters(getattr(PPOTrainer, name)), name
     for name in ("create_model_card", "train", "_save_checkpoint", "log"):
         assert callable(getattr(PPOTrainer, name)), name
-    assert MISETrainer._save_checkpoint is PPOTrainer._save_checkpoint
+    assert parameters(MISETrainer._save_checkpoint) == parameters(PPOTrainer._save_checkpoint)
+    for name in ("_get_output_dir", "_push_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state"):
+        assert callable(getattr(PPOTrainer, name)), name
     assert MISETrainer.log is PPOTrainer.log
     assert parameters(PPOTrainer._save_checkpoint) == ["model", "trial"]
 

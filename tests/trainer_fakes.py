@@ -151,7 +151,7 @@ def make_ppo_config(tmp_path: Path, **overrides: Any) -> PPOConfig:
 
 TRAINER_ARGUMENTS = (
     *("ref_model", "reward_model", "value_model", "data_collator", "eval_dataset", "optimizers", "callbacks"),
-    *("peft_config", "hindsight"),
+    *("peft_config", "hindsight", "generation_backend"),
 )
 
 

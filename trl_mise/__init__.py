@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trl_mise.backends import GenerationBackend
     from trl_mise.callback import CalibrationCallback
     from trl_mise.chat import ChatFormat
+    from trl_mise.checkpoints import CheckpointError
     from trl_mise.config import MISEConfig
     from trl_mise.envs.base import EnvironmentFailure, TextEnv
     from trl_mise.envs.check import check_env
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CalibrationCallback",
     "ChatFormat",
+    "CheckpointError",
     "EnvironmentFailure",
     "EvaluatorFailure",
     "GenerationBackend",
@@ -45,6 +47,7 @@ __all__ = [
 _MODULE_OF = {
     "CalibrationCallback": "trl_mise.callback",
     "ChatFormat": "trl_mise.chat",
+    "CheckpointError": "trl_mise.checkpoints",
     "EnvironmentFailure": "trl_mise.envs.base",
     "EvaluatorFailure": "trl_mise.hindsight",
     "GenerationBackend": "trl_mise.backends",

@@ -15,7 +15,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .calibration import CalibrationExample, ReplayBuffer, make_calibrator
 from .calibration_losses import anchor_loss, step_target_loss, sum_target_loss, verdict_log_odds
@@ -163,6 +162,11 @@ class CalibrationCallback(TrainerCallback):
             agreement = gather_object(agreement)
         gate.update(np.asarray(agreement))
         update.metrics["hindsight/agreement_z"] = gate.z
+
+    def attach(self, hindsight: HindsightReward) -> None:
+        """Gives the judge its post-hoc map back, if it had been fitted when the state that was loaded was saved."""
+        if self.calibrator.state_dict() != make_calibrator(self.posthoc).state_dict():
+            hindsight.calibrator = self.calibrator
 
     def _regresses(self, hindsight: HindsightReward) -> bool:
         """A frozen judge, or one that is no language model, is only corrected by the post-hoc map."""
@@ -320,12 +324,11 @@ class CalibrationCallback(TrainerCallback):
             self.calibrator.fit(np.concatenate([e.scores for e in batch]), per_step)
             hindsight.calibrator = self.calibrator
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.save_state(os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
-
     def save_state(self, directory: str) -> None:
-        """Writes the buffer, the post-hoc map, c, the generator and the optimizer into a checkpoint folder."""
+        """Writes the buffer, the post-hoc map, c, the generator and the optimizer into a checkpoint folder.
+
+        The trainer calls it for every checkpoint, as the `save_state` of any callback that has one.
+        """
         os.makedirs(directory, exist_ok=True)
         payload = {
             "buffer": self.buffer.state_dict(),
@@ -373,6 +376,16 @@ class HealthCallback(TrainerCallback):
 
     def __init__(self, thresholds: HealthThresholds | None = None) -> None:
         self.monitor = HealthMonitor(thresholds)
+
+    def save_state(self, directory: str) -> None:
+        """Writes what the monitor remembers into a checkpoint folder."""
+        with open(os.path.join(directory, "health.json"), "w", encoding="utf-8") as file:
+            json.dump(self.monitor.state_dict(), file)
+
+    def load_state(self, directory: str) -> None:
+        """Restores what [`save_state`] wrote."""
+        with open(os.path.join(directory, "health.json"), encoding="utf-8") as file:
+            self.monitor.load_state_dict(json.load(file))
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, update: UpdateRecord | None = None, **kwargs: Any

@@ -6,6 +6,7 @@ Warnings look at metrics that are logged anyway and change nothing. Each is give
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,28 @@ class HealthMonitor:
         self._history: deque[dict[str, float]] = deque(maxlen=self.thresholds.patience)
         self._first: list[dict[str, float]] = []
         self._said: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "outcomes": [[score, won] for score, won in self._outcomes],
+            "flat": self._flat,
+            "best_auroc": self._best_auroc,
+            "success_at_best": self._success_at_best,
+            "history": list(self._history),
+            "first": self._first,
+            "said": sorted(self._said),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._outcomes.clear()
+        self._outcomes.extend((float(score), bool(won)) for score, won in state["outcomes"])
+        self._flat = int(state["flat"])
+        self._best_auroc, self._success_at_best = float(state["best_auroc"]), float(state["success_at_best"])
+        self._history.clear()
+        self._history.extend(dict(metrics) for metrics in state["history"])
+        self._first = [dict(metrics) for metrics in state["first"]]
+        self._said = set(state["said"])
 
     def update(self, metrics: Mapping[str, float], episode_scores: np.ndarray, won: np.ndarray) -> list[str]:
         """Takes in one update and returns what is to be said of it, each failure once in a run.

@@ -50,8 +50,10 @@ class RepairedPPOTrainer(PPOTrainer):
         self.reward_model = None if isinstance(self.reward_model, nn.Identity) else self.reward_model
         # Our loop accumulates gradients itself; accelerate would divide the losses and skip optimizer steps.
         self.accelerator.gradient_accumulation_steps = 1
-        # transformers reads this while saving; PPOTrainer never sets it.
-        self.is_distributed_loading_by_transformers = getattr(self, "is_distributed_loading_by_transformers", False)
+        # transformers reads these while saving and loading; TRL's PPOTrainer never sets them.
+        for name in ("is_distributed_loading_by_transformers", "is_fsdp_xla_enabled", "is_fsdp_xla_v1_enabled"):
+            setattr(self, name, getattr(self, name, False))
+        self.model_wrapped = self.model
         self._window: dict[str, list[float]] = defaultdict(list)
         self._disable_functional_dropout()
         self._restore_lora_dropout()

@@ -1,5 +1,8 @@
 """Which tasks come next: seeded epochs over the dataset's rows. No torch."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 
@@ -25,3 +28,11 @@ class TaskSampler:
             self._queue = self._rng.permutation(self.num_rows).tolist()
         batch, self._queue = self._queue[: self.batch_size], self._queue[self.batch_size :]
         return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"rng": self._rng.bit_generator.state, "queue": list(self._queue)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._rng.bit_generator.state = dict(state["rng"])
+        self._queue = [int(row) for row in state["queue"]]

@@ -5,6 +5,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ from .losses import PPOCoefficients
 from .metrics import episode_metrics
 from .micro_batches import MicroBatch, last_state_batches, make_micro_batches
 from .ppo import TRL_HAS_PPO, PPOConfig
-from .ppo_base import RepairedPPOTrainer, mixed_precision
+from .ppo_base import mixed_precision
+from .resume import ResumableTrainer
 from .rollout import Generate, RolloutLimits, collect_rollouts
 from .scorers import Questionnaire
 from .single_turn import StepCutter, collect_responses, score_responses
@@ -51,7 +53,7 @@ from .update import (
 )
 
 
-class MISETrainer(RepairedPPOTrainer):
+class MISETrainer(ResumableTrainer):
     """PPO for language model agents whose only reward comes at the end.
 
     The policy judges every step of its finished episodes in hindsight; the verdicts become dense rewards beside the
@@ -211,21 +213,30 @@ class MISETrainer(RepairedPPOTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput | None:
         """Trains for `total_episodes` episodes.
 
+        SIGTERM lets the update end, saves a checkpoint and leaves with status 143.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): go on from this checkpoint folder, or (`True`) from
+                the newest whole one in `output_dir`, as if the run had never been interrupted: the same weights, to
+                the last bit on a CPU. Make the trainer as for the first run, with the model that *it* began with.
+
         Returns:
             `TrainOutput`: steps, mean policy loss, runtime (`None` where it is plain PPOTrainer, as there).
 
         Raises:
+            CheckpointError: there is no whole checkpoint, or it is of another run; or one could not be written.
             EnvironmentFailure: more than `max_env_error_rate` of a batch's episodes failed; names the first one.
             EvaluatorFailure: the evaluator gave no readable verdict; names the episode.
         """
-        if resume_from_checkpoint:
-            raise NotImplementedError(
-                "resume_from_checkpoint is not supported yet; start a new run from a saved model"
-            )
         if self.is_plain_ppo:
+            if resume_from_checkpoint:
+                raise NotImplementedError(
+                    "resume_from_checkpoint: without an environment and hindsight TRL's own PPOTrainer does the "
+                    "training, and it cannot resume; start a new run from a saved model"
+                )
             return super().train()
         start = time.time()
-        with self._session() as batches:
+        with self._finish_on_sigterm(), self._session(self._find_checkpoint(resume_from_checkpoint)) as batches:
             for tasks in batches:
                 episodes = self.collect(tasks)
                 trajectories = self.without_failures(episodes)
@@ -243,21 +254,29 @@ class MISETrainer(RepairedPPOTrainer):
         return TrainOutput(self.state.global_step, float(np.mean(losses)) if losses else 0.0, runtime)
 
     @contextmanager
-    def _session(self) -> Iterator[Iterator[list[dict[str, Any]]]]:
+    def _session(self, checkpoint: Path | None) -> Iterator[Iterator[list[dict[str, Any]]]]:
         """Seeds, state and callbacks around a run; gives the batches of tasks, and closes what was opened."""
-        args, state = self.args, self.state
+        args = self.args
         torch.manual_seed(self.local_seed)
         self._rng = np.random.default_rng([args.seed, self.accelerator.process_index])
-        state.global_step, state.episode, state.max_steps = 0, 0, args.num_total_batches
+        self._sampler = TaskSampler(self.train_dataset_len, args.batch_size, seed=args.seed)
+        self.state.global_step, self.state.episode = 0, 0
+        log_bytes = None
+        if checkpoint is not None:
+            log_bytes = self._restore(checkpoint)
+        state = self.state
+        state.max_steps = args.num_total_batches
         state.num_train_epochs = args.total_episodes / self.train_dataset_len
         state.compute_steps(args, state.max_steps)
         self.control.should_training_stop = False
         if args.log_trajectories and args.should_save:
-            self._log_file = TrajectoryLog(os.path.join(args.output_dir, "trajectories.jsonl"))
+            self._log_file = TrajectoryLog(os.path.join(args.output_dir, "trajectories.jsonl"), log_bytes)
         self._in_session = True
         try:
             self._fire("on_train_begin")
-            yield self._batches(TaskSampler(self.train_dataset_len, args.batch_size, seed=args.seed))
+            if checkpoint is not None:
+                self._restore_random_states(checkpoint)
+            yield self._batches()
             self._fire("on_train_end")
         finally:
             self._close()
@@ -270,15 +289,15 @@ class MISETrainer(RepairedPPOTrainer):
         if self._environments is not None:
             self._environments.close()
 
-    def _batches(self, sampler: TaskSampler) -> Iterator[list[dict[str, Any]]]:
+    def _batches(self) -> Iterator[list[dict[str, Any]]]:
         """This process's rows of each update, until the end or until a callback stops the training."""
         per_epoch = max(1, self.train_dataset_len // self.args.batch_size)
-        for update in range(self.args.num_total_batches):
+        for update in range(self.state.global_step, self.args.num_total_batches):
             if update % per_epoch == 0:
                 self._fire("on_epoch_begin")
             self.state.episode += self.args.batch_size
             self._fire("on_step_begin")
-            rows = sampler.next_batch()[self.accelerator.process_index :: self.accelerator.num_processes]
+            rows = self._sampler.next_batch()[self.accelerator.process_index :: self.accelerator.num_processes]
             yield [dict(self.train_dataset[int(row)]) for row in rows]
             stops = self.control.should_training_stop or update + 1 == self.args.num_total_batches
             if stops or (update + 1) % per_epoch == 0:
@@ -514,10 +533,22 @@ class MISETrainer(RepairedPPOTrainer):
         self._phase("calibrate" if self.hindsight is not None else "finish")
         with eval_mode(self.model):
             self._fire("on_step_end", update=record)
-        if self._log_file is not None:
-            self._log_file.write(state.global_step, trajectories, scores)
-            self._log_file.write(state.global_step, failed, None)
+        if self.args.log_trajectories:
+            self._log_episodes(trajectories, scores, failed)
+        self._heed_sigterm()
         self._follow_control(record.metrics)
+
+    def _log_episodes(
+        self, trajectories: list[Trajectory], scores: HindsightScores | None, failed: Sequence[Trajectory]
+    ) -> None:
+        """The episodes of all processes, process after process, into the main one's file."""
+        own = (trajectories, scores, list(failed))
+        of_processes = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        if self._log_file is None:
+            return
+        for played, judged, broken in of_processes:
+            self._log_file.write(self.state.global_step, played, judged)
+            self._log_file.write(self.state.global_step, broken, None)
 
     def _follow_control(self, metrics: Mapping[str, float]) -> None:
         """Logs, evaluates and saves where the callbacks asked for it."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,11 +53,28 @@ class TrajectoryLog:
 
     Args:
         path (`str`): the file.
+        keep_bytes (`int`, *optional*): of an interrupted run that goes on: what comes after them is played again, and
+            goes.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, keep_bytes: int | None = None) -> None:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+        known = os.path.getsize(path) if os.path.exists(path) else 0
+        if keep_bytes is not None and known < keep_bytes:
+            warnings.warn(
+                f"{path} has {known} bytes, fewer than the {keep_bytes} of the run that goes on: earlier episodes are "
+                "missing in it; was it moved, or cleaned up?",
+                stacklevel=2,
+            )
+        if keep_bytes is not None and known:
+            os.truncate(path, min(known, keep_bytes))
+        # Bytes, so that the position is one everywhere.
+        self._file = open(path, "wb" if keep_bytes is None else "ab")  # noqa: SIM115 (open for the whole run)
+
+    @property
+    def num_bytes(self) -> int:
+        """Written so far, all on its way to the disk."""
+        return self._file.tell()
 
     def write(self, update: int, trajectories: Sequence[Trajectory], scores: HindsightScores | None) -> None:
         per_episode = scores.split() if scores is not None else [None] * len(trajectories)
@@ -64,7 +82,8 @@ class TrajectoryLog:
         written = scores.split_written() if scores is not None else [()] * len(trajectories)
         for of_episode in zip(trajectories, per_episode, probs, written, strict=True):
             record = trajectory_record(update, *of_episode)
-            self._file.write(json.dumps(record, ensure_ascii=False, default=_plain) + "\n")
+            line = json.dumps(record, ensure_ascii=False, default=_plain) + "\n"
+            self._file.write(line.encode("utf-8"))
         self._file.flush()
 
     def close(self) -> None:
