@@ -18,7 +18,9 @@ FOLDER = Path(tables.__file__).parent
 WITH_PPO = pytest.mark.skipif(not TRL_HAS_PPO, reason="this TRL has no PPOTrainer")
 
 
-@pytest.mark.parametrize("name", ["scoring", "rollout", "update", pytest.param("vs_ppo_trainer", marks=WITH_PPO)])
+@pytest.mark.parametrize(
+    "name", ["scoring", "rollout", "update", "soak", pytest.param("vs_ppo_trainer", marks=WITH_PPO)]
+)
 def test_runs_and_writes_its_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new folder" / "result.json"
     result = importlib.import_module(f"benchmarks.{name}").main(
