@@ -50,6 +50,27 @@ class ByTheContext:
         yield lambda contexts: [say(context) for context in contexts]
 
 
+class TooLongOnOne(CoinEnv):
+    """The first process's tasks leave no room for a single action."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        observation, info = super().reset(seed=seed, options=options)
+        return "say " * 500 if os.environ.get("RANK") == "0" else observation, info
+
+
+class BreaksOnOne(CoinEnv):
+    """Most of the first process's episodes fail; the second's do not."""
+
+    def step(self, action: str) -> Any:
+        if os.environ.get("RANK") == "0" and self._seed % 3:
+            raise RuntimeError("broken here")
+        return super().step(action)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._seed = seed or 0
+        return super().reset(seed=seed, options=options)
+
+
 # Nothing in it is drawn by one process alone, but the order in which episodes are taken up.
 SHARED = {
     **{"verdict_mode": "expected", "calibration_target": "none", "posthoc_calibrator": "identity"},
@@ -68,6 +89,11 @@ def trainer_of(folder: Path, kind: str = "plain", **options: Any) -> MISETrainer
         options["value_model"] = make_classifier(make_tokenizer(), seed=1)
     if kind == "by the context":
         options = {**SHARED, "generation_backend": ByTheContext(), **options}
+    if kind == "too long on one":
+        options = {"environment_factory": TooLongOnOne, "check_environment": False, **options}
+    if kind == "broken on one":
+        options = {"environment_factory": BreaksOnOne, "max_env_error_rate": 0.9, **options}
+        options |= {"check_environment": False, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     if kind == "written":
         options |= {"hindsight": scribe(gate=True), "posthoc_calibrator": "identity"}
     return make_trainer(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +16,21 @@ from trainer_fakes import largest_difference, weights
 HERE = Path(__file__).parent
 
 
-def launch(folder: Path, kind: str, moment: str = "never", count: int = 1) -> list[dict[str, Any]] | None:
-    """What the two end with; `None` if one was killed."""
+def run(folder: Path, kind: str, moment: str = "never", count: int = 1) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
+    return subprocess.run(
         [*command, str(HERE / "two_processes.py"), str(folder), kind, moment, str(count)],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def launch(folder: Path, kind: str, moment: str = "never", count: int = 1) -> list[dict[str, Any]] | None:
+    """What the two end with; `None` if one was killed."""
+    done = run(folder, kind, moment, count)
     if done.returncode == 0:
         return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
     assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr[-3000:]
@@ -82,6 +87,23 @@ def test_two_are_as_good_as_one(tmp_path: Path) -> None:
     assert both[0]["hindsight"]["mu"] == pytest.approx(one.hindsight.mu, abs=1e-5)
     gates = [state["gate"]["mean_sum"] for state in (both[0]["hindsight"], one.hindsight.state_dict())]
     assert gates[0] == pytest.approx(gates[1], abs=1e-5)
+
+
+def test_failures_on_one_do_not_stop_the_other(tmp_path: Path) -> None:
+    """It has fewer episodes to train on, and so fewer passes to make."""
+    both = launch(tmp_path, "broken on one")
+    assert both is not None and both[0]["step"] == UPDATES
+    assert_equal(without_own(both[0]), without_own(both[1]))
+    records = [json.loads(line) for line in (tmp_path / "trajectories.jsonl").read_text().splitlines()]
+    assert len(records) == 8 * UPDATES
+    assert sum("error" in record for record in records) > 5
+
+
+def test_a_process_without_a_single_action_ends_both(tmp_path: Path) -> None:
+    """With the same words; none is left waiting for the other."""
+    stderr = run(tmp_path, "too long on one").stderr
+    for rank in (0, 1):
+        assert re.search(rf"\[rank{rank}\]: .*EnvironmentFailure: 4 of 8 episodes ended", stderr), stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ def main(folder: Path, kind: str, moment: str, count: int) -> None:
     rank = int(os.environ["RANK"])
     callbacks = [Kill(moment, count if rank == 0 else 0)]
     callbacks[0].count = callbacks[0].count or -1
-    trainer = trainer_of(folder, kind, callbacks=callbacks, per_device_train_batch_size=2, ddp_backend="gloo")
+    halves = {"per_device_train_batch_size": 2} if kind != "broken on one" else {}
+    trainer = trainer_of(folder, kind, callbacks=callbacks, ddp_backend="gloo", **halves)
     trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
     left = {**result(trainer, folder), "processes": dist.get_world_size()}
     dist.barrier()

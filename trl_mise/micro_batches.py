@@ -69,6 +69,14 @@ def last_state_batches(trajectories: Sequence[Trajectory], layout: ActionLayout,
     return _batches(rows, layout, size)
 
 
+def idle_micro_batches(trajectories: Sequence[Trajectory], layout: ActionLayout, number: int) -> list[MicroBatch]:
+    """Micro-batches that train on nothing, for a process that has fewer than the others.
+
+    Processes exchange gradients (and buffers) at every pass, so all of them make the same number.
+    """
+    return [_batch([_Row(0, trajectories[0].token_ids, -1, 0, is_last=False)], layout)] * number
+
+
 def _training_rows(episode: int, trajectory: Trajectory) -> Iterator[_Row]:
     if not trajectory.windows:
         yield _Row(episode, trajectory.token_ids, None, 0, is_last=True)

@@ -32,7 +32,7 @@ from .heads import context_limit, eval_mode, text_config
 from .hindsight import HindsightReward
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
-from .micro_batches import MicroBatch, last_state_batches, make_micro_batches
+from .micro_batches import MicroBatch, idle_micro_batches, last_state_batches, make_micro_batches
 from .ppo import TRL_HAS_PPO, PPOConfig
 from .ppo_base import mixed_precision
 from .resume import ResumableTrainer
@@ -241,7 +241,7 @@ class MISETrainer(ResumableTrainer):
                 episodes = self.collect(tasks)
                 trajectories = self.without_failures(episodes)
                 layout = action_layout(trajectories, self.accelerator.device)
-                micro_batches = make_micro_batches(trajectories, layout, self._micro_batch_size, self._rng)
+                micro_batches = self._micro_batches(trajectories, layout)
                 evaluation = self.evaluate_tokens(trajectories, layout, micro_batches)
                 scores = self.score(trajectories, evaluation)
                 targets = self.targets(trajectories, layout, evaluation, scores)
@@ -388,6 +388,20 @@ class MISETrainer(ResumableTrainer):
     def _micro_batch_size(self) -> int:
         return min(self.args.per_device_train_batch_size, self.args.local_mini_batch_size)
 
+    def _micro_batches(self, trajectories: Sequence[Trajectory], layout: ActionLayout) -> list[MicroBatch]:
+        return self._as_many(
+            make_micro_batches(trajectories, layout, self._micro_batch_size, self._rng), trajectories, layout
+        )
+
+    def _as_many(
+        self, micro_batches: list[MicroBatch], trajectories: Sequence[Trajectory], layout: ActionLayout
+    ) -> list[MicroBatch]:
+        """As many as the process with the most has: episodes fail, and are shortened, on one of them only."""
+        if self.accelerator.num_processes == 1:
+            return micro_batches
+        missing = max(gather_object([len(micro_batches)])) - len(micro_batches)
+        return micro_batches + idle_micro_batches(trajectories, layout, missing)
+
     def evaluate_tokens(
         self, trajectories: Sequence[Trajectory], layout: ActionLayout, micro_batches: Sequence[MicroBatch]
     ) -> Evaluation:
@@ -396,13 +410,14 @@ class MISETrainer(ResumableTrainer):
         The hindsight questions ride on these two passes wherever the model allows it.
         """
         self._phase("evaluate")
+        last = last_state_batches(trajectories, layout, self._micro_batch_size)
         with eval_mode(self.model), self.accelerator.autocast():
             questions, ref_questions = self._questions(trajectories)
             return evaluate_rollout(
                 self.model,
                 self.reference_policy,
                 layout,
-                [*micro_batches, *last_state_batches(trajectories, layout, self._micro_batch_size)],
+                [*micro_batches, *self._as_many(last, trajectories, layout)],
                 self.args.temperature,
                 head_max_bytes=self.args.head_max_bytes,
                 questions=questions,
