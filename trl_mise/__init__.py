@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trl_mise.health import HindsightHealthWarning
     from trl_mise.hindsight import EvaluatorFailure, HindsightReward
     from trl_mise.ppo import PPOConfig
-    from trl_mise.trainer import MISETrainer
+    from trl_mise.trainer import MISETrainer, NonFiniteUpdate
     from trl_mise.types import HindsightScores, StopReason, Trajectory, Turn
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "HindsightScores",
     "MISEConfig",
     "MISETrainer",
+    "NonFiniteUpdate",
     "PPOConfig",
     "StopReason",
     "TextEnv",
@@ -56,6 +57,7 @@ _MODULE_OF = {
     "HindsightScores": "trl_mise.types",
     "MISEConfig": "trl_mise.config",
     "MISETrainer": "trl_mise.trainer",
+    "NonFiniteUpdate": "trl_mise.trainer",
     "PPOConfig": "trl_mise.ppo",
     "StopReason": "trl_mise.types",
     "TextEnv": "trl_mise.envs.base",

@@ -197,7 +197,8 @@ class CalibrationCallback(TrainerCallback):
             sum(losses.values(), torch.zeros((), device=bias.device)).backward()
             for name, loss in losses.items():
                 metrics[f"calibration/{name}"] = metrics.get(f"calibration/{name}", 0.0) + float(loss.detach())
-        self._step(optimizer, args, update.accelerator)
+        if not self._step(optimizer, args, update.accelerator):
+            return {"calibration/skipped": 1.0}
         return {**metrics, "calibration/bias": float(bias.detach())}
 
     def _reward_writing(self, args: Any, update: UpdateRecord) -> dict[str, float]:
@@ -237,8 +238,7 @@ class CalibrationCallback(TrainerCallback):
                 )
             loss.backward()
             metrics.update({"calibration/loss": parts["policy"], "calibration/kl": parts["kl"]})
-        self._step(optimizer, args, update.accelerator)
-        return metrics
+        return metrics if self._step(optimizer, args, update.accelerator) else {"calibration/skipped": 1.0}
 
     def _some_of_each(self, won: np.ndarray, lost: np.ndarray) -> np.ndarray:
         """Indices of at most `batch_size // 2` episodes of each class; empty while one is missing."""
@@ -300,18 +300,21 @@ class CalibrationCallback(TrainerCallback):
         return self.optimizer, self.bias
 
     @staticmethod
-    def _step(optimizer: torch.optim.Optimizer, args: Any, accelerator: Any) -> None:
+    def _step(optimizer: torch.optim.Optimizer, args: Any, accelerator: Any) -> bool:
+        """Whether a step was taken: not with a gradient that is not finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if accelerator.num_processes > 1:
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
-        if args.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-        optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm or float("inf"))
+        is_finite = bool(norm.isfinite())
+        if is_finite:
+            optimizer.step()
         # The PPO update accumulates into the same gradients.
         optimizer.zero_grad()
+        return is_finite
 
     def _refit(self, hindsight: HindsightReward) -> None:
         """Refits the post-hoc map g on (h_t, R) of the buffer's episodes, balanced by outcome."""

@@ -58,6 +58,8 @@ class MISEConfig(PPOConfig):
             System message of every episode.
         check_environment (`bool`, *optional*, defaults to `True`):
             Run [`check_env`] on the environment before training.
+        max_skipped_steps (`int`, *optional*, defaults to `10`):
+            Optimizer steps in a row that are not taken, because loss or gradient is not finite, before the run stops.
         step_delimiter (`str`, *optional*):
             Without an environment: where a response is cut into steps. Defaults to one or more newlines.
         gae_level (`"turn"` or `"token"`, *optional*):
@@ -145,6 +147,7 @@ class MISEConfig(PPOConfig):
     max_env_error_rate: float = _option(0.25, "Share of failed episodes in a batch above which the run stops.")
     system_prompt: str | None = _option(None, "System message of every episode.")
     check_environment: bool = _option(True, "Check the environment's contract before training.")
+    max_skipped_steps: int = _option(10, "Steps in a row without a finite gradient before the run stops.")
     step_delimiter: str | None = _option(None, "Where a response is cut into steps; defaults to newlines.")
     gae_level: Literal["turn", "token"] | None = _option(None, "One advantage per turn or per action token.")
     kl_placement: Literal["loss", "reward"] | None = _option(None, "KL as a loss term or in the reward.")
@@ -236,6 +239,7 @@ class MISEConfig(PPOConfig):
             "history_window": 0,
             "envs_per_worker": 1,
             "max_env_error_rate": 0,
+            "max_skipped_steps": 0,
             "hindsight_context_tokens": 1,
             "hindsight_reason_tokens": 1,
             "head_max_bytes": 1,

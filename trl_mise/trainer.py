@@ -3,6 +3,7 @@
 import os
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -51,6 +52,10 @@ from .update import (
     evaluate_rollout,
     ppo_update,
 )
+
+
+class NonFiniteUpdate(RuntimeError):
+    """Loss or gradient was not finite, too often in a row; names the episodes."""
 
 
 class MISETrainer(ResumableTrainer):
@@ -161,6 +166,7 @@ class MISETrainer(ResumableTrainer):
         self._environments: EnvironmentPool | None = self._environment_pool()
         self._log_file: TrajectoryLog | None = None
         self._in_session = False
+        self._skipped_steps = 0
         calibrates = any(isinstance(callback, CalibrationCallback) for callback in self.callback_handler.callbacks)
         if self.hindsight is not None and not calibrates:
             self.add_callback(CalibrationCallback.from_config(args))
@@ -240,6 +246,7 @@ class MISETrainer(ResumableTrainer):
             for tasks in batches:
                 episodes = self.collect(tasks)
                 trajectories = self.without_failures(episodes)
+                self._played = trajectories
                 layout = action_layout(trajectories, self.accelerator.device)
                 micro_batches = self._micro_batches(trajectories, layout)
                 evaluation = self.evaluate_tokens(trajectories, layout, micro_batches)
@@ -516,8 +523,28 @@ class MISETrainer(ResumableTrainer):
             args.temperature,
             self._rng,
             self._reduce_sum,
-            _Hooks(self._fire),
+            _Hooks(self._fire, self._count_skipped_step),
         )
+
+    def _count_skipped_step(self, episodes: Sequence[int] | None) -> None:
+        """Of an optimizer step that was taken (`None`), or of one that was not, and the episodes that it was about."""
+        if episodes is None:
+            self._skipped_steps = 0
+            return
+        self._skipped_steps += 1
+        named = ", ".join(f"{dict(self._played[i].task)!r}" for i in episodes[:3])
+        more = f" and {len(episodes) - 3} others" if len(episodes) > 3 else ""
+        told = (
+            f"update {self.state.global_step + 1}: loss or gradient is not finite, the optimizer step is not taken "
+            f"({self._skipped_steps} in a row; max_skipped_steps={self.args.max_skipped_steps}). It was about the "
+            f"episodes of the tasks {named}{more}"
+        )
+        if self._skipped_steps > self.args.max_skipped_steps:
+            raise NonFiniteUpdate(
+                f"{told}. Lower learning_rate, set max_grad_norm, or look at these episodes; a checkpoint of before "
+                "can be resumed with another setting"
+            )
+        warnings.warn(told, RuntimeWarning, stacklevel=2)
 
     def _end_update(
         self,
@@ -623,14 +650,18 @@ class MISETrainer(ResumableTrainer):
 class _Hooks(StepHooks):
     """Passes the update's optimizer steps on to the callbacks."""
 
-    def __init__(self, fire: Callable[[str], None]) -> None:
-        self._fire = fire
+    def __init__(self, fire: Callable[[str], None], count: Callable[[Sequence[int] | None], None]) -> None:
+        self._fire, self._count = fire, count
 
     def before_optimizer_step(self) -> None:
         self._fire("on_pre_optimizer_step")
 
     def after_optimizer_step(self) -> None:
+        self._count(None)
         self._fire("on_optimizer_step")
+
+    def skipped_step(self, episodes: Sequence[int]) -> None:
+        self._count(episodes)
 
 
 def _rows_as_they_are(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

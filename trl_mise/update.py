@@ -1,5 +1,6 @@
 """Evaluate the rollout's tokens, then update on them: the PPO half of an iteration."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -142,6 +143,13 @@ class StepHooks:
 
     def after_optimizer_step(self) -> None: ...
 
+    def skipped_step(self, episodes: Sequence[int]) -> None:
+        """A step was not taken, because loss or gradient were not finite.
+
+        Args:
+            episodes: indices of those that it was about.
+        """
+
 
 def split_mini_batches(
     micro_batches: Sequence[MicroBatch], count: int, rng: np.random.Generator
@@ -169,12 +177,15 @@ def ppo_update(
 ) -> dict[str, float]:
     """PPO epochs over the rollout: one optimizer step per mini-batch, gradients summed over its micro-batches.
 
-    Losses are means over the mini-batch's tokens *of all processes*.
+    Losses are means over the mini-batch's tokens *of all processes*. A step whose gradient is not finite is not taken:
+    it would spoil the weights, and the optimizer's averages for long after.
 
     Returns:
-        `dict[str, float]`: means over the optimizer steps, and their number under `"num_optimizer_steps"`.
+        `dict[str, float]`: means over the optimizer steps, their number under `"num_optimizer_steps"`, and under
+        `"num_skipped_steps"` that of those which were not taken.
     """
     steps: list[dict[str, float]] = []
+    skipped = 0
     for _ in range(schedule.epochs):
         for mini_batch in split_mini_batches(micro_batches, schedule.mini_batches, rng):
             counts = reduce(torch.stack([targets.num_trained(batch) for batch in mini_batch]).sum(0))
@@ -189,17 +200,28 @@ def ppo_update(
                     accelerator.backward(loss.total * accelerator.num_processes)
                 losses.append(loss)
             hooks.before_optimizer_step()
-            grad_norm = None
-            if schedule.max_grad_norm:
-                grad_norm = accelerator.clip_grad_norm_(model.parameters(), schedule.max_grad_norm)
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), schedule.max_grad_norm or math.inf)
+            # Gradients have been averaged, so all processes see the same. With fp16 the loss scaler does the skipping.
+            if getattr(accelerator, "scaler", None) is None and not math.isfinite(float(grad_norm)):
+                optimizer.zero_grad()
+                skipped += 1
+                hooks.skipped_step(_suspects(mini_batch, losses))
+                continue
             optimizer.step()
             optimizer.zero_grad()
             hooks.after_optimizer_step()
-            steps.append(_step_metrics(losses, grad_norm))
+            steps.append(_step_metrics(losses, grad_norm if schedule.max_grad_norm else None))
     means = {name: float(np.mean([step[name] for step in steps])) for name in (steps[0] if steps else {})}
     if steps:
         means["val/ratio_max_deviation"] = max(step["val/ratio_max_deviation"] for step in steps)
-    return {**means, "num_optimizer_steps": float(len(steps))}
+    return {**means, "num_optimizer_steps": float(len(steps)), "num_skipped_steps": float(skipped)}
+
+
+def _suspects(mini_batch: Sequence[MicroBatch], losses: Sequence[PPOLoss]) -> list[int]:
+    """Episodes of the micro-batches whose loss is not finite; of all, where it is the gradient alone."""
+    pairs = list(zip(mini_batch, losses, strict=True))
+    bad = [batch for batch, loss in pairs if not math.isfinite(float(loss.total))] or list(mini_batch)
+    return sorted({episode for batch in bad for episode in batch.episodes.tolist()})
 
 
 def _micro_batch_loss(
