@@ -1,6 +1,5 @@
-"""A loss or gradient that is not finite costs a step, not the run; too many in a row end it, with the episodes named."""
+"""A loss or gradient that is not finite costs a step, not the run; too many in a row end it, the episodes named."""
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -93,16 +92,15 @@ def test_a_good_step_in_between_starts_the_count_anew(tmp_path: Path) -> None:
 
 def test_the_episode_that_did_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, _ = poisoned(tmp_path, range(0), per_device_train_batch_size=1, gradient_accumulation_steps=8)
-    evaluate, guilty = trainer.evaluate_tokens, []
+    targets, guilty = trainer.targets, []
 
     def broken(trajectories: Any, *args: Any) -> Any:
-        evaluation = evaluate(trajectories, *args)
-        log_probs = evaluation.log_probs.clone()
-        log_probs[5] = math.nan
+        result = targets(trajectories, *args)
+        result.update.advantages[5] = math.nan
         guilty.append(dict(trajectories[5].task))
-        return dataclasses.replace(evaluation, log_probs=log_probs)
+        return result
 
-    monkeypatch.setattr(trainer, "evaluate_tokens", broken)
+    monkeypatch.setattr(trainer, "targets", broken)
     with pytest.warns(RuntimeWarning) as warned:
         trainer.train()
     assert is_finite(trainer)
