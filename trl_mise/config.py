@@ -1,18 +1,15 @@
 """`MISEConfig`: TRL's `PPOConfig` plus environment, hindsight and calibration."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from .own_ppo_config import option
 from .ppo import PPOConfig
 from .token_log_probs import DEFAULT_HEAD_BYTES
 
 DEFAULT_COEF = {"advantage": 0.1, "return": 0.03}
-
-
-def _option(default: Any, help_text: str, **kwargs: Any) -> Any:
-    return field(default=default, metadata={"help": help_text, **kwargs})
 
 
 @dataclass
@@ -130,66 +127,66 @@ class MISEConfig(PPOConfig):
             Write every training episode to `<output_dir>/trajectories.jsonl`.
     """
 
-    max_turns: int = _option(16, "Most actions of an episode.")
-    max_new_tokens: int | None = _option(None, "Most sampled tokens of one action; defaults to response_length.")
-    max_episode_tokens: int = _option(2048, "Most tokens of an episode.")
-    num_envs: int | None = _option(None, "Environments side by side; defaults to local_rollout_forward_batch_size.")
-    rollout_keep_cache: bool = _option(True, "Keep keys and values between the turns of an episode.")
-    rollout_refill: bool = _option(False, "An environment whose episode ended takes the next task at once.")
-    generation_backend: Literal["transformers", "continuous_batching"] = _option(
+    max_turns: int = option(16, "Most actions of an episode.")
+    max_new_tokens: int | None = option(None, "Most sampled tokens of one action; defaults to response_length.")
+    max_episode_tokens: int = option(2048, "Most tokens of an episode.")
+    num_envs: int | None = option(None, "Environments side by side; defaults to local_rollout_forward_batch_size.")
+    rollout_keep_cache: bool = option(True, "Keep keys and values between the turns of an episode.")
+    rollout_refill: bool = option(False, "An environment whose episode ended takes the next task at once.")
+    generation_backend: Literal["transformers", "continuous_batching"] = option(
         "transformers", "What samples the actions."
     )
-    history_window: int | None = _option(None, "Turns that the policy sees before the present one; default all.")
-    env_isolation: Literal["auto", "process", "none"] = _option("auto", "Environments in processes of their own.")
-    env_timeout: float = _option(60.0, "Seconds that an isolated environment has for a step.")
-    env_reset_timeout: float | None = _option(None, "Seconds that it has for a reset; defaults to 120.")
-    envs_per_worker: int = _option(1, "Isolated environments that share a process.")
-    max_env_error_rate: float = _option(0.25, "Share of failed episodes in a batch above which the run stops.")
-    system_prompt: str | None = _option(None, "System message of every episode.")
-    check_environment: bool = _option(True, "Check the environment's contract before training.")
-    max_skipped_steps: int = _option(10, "Steps in a row without a finite gradient before the run stops.")
-    step_delimiter: str | None = _option(None, "Where a response is cut into steps; defaults to newlines.")
-    gae_level: Literal["turn", "token"] | None = _option(None, "One advantage per turn or per action token.")
-    kl_placement: Literal["loss", "reward"] | None = _option(None, "KL as a loss term or in the reward.")
-    value_backbone_grad: bool = _option(False, "Let the value head's loss reach the policy's backbone.")
-    head_max_bytes: int = _option(DEFAULT_HEAD_BYTES, "Most bytes of next-token logits in memory at a time.")
-    hindsight_coef: float | None = _option(None, "Weight alpha of the hindsight scores; 0 switches them off.")
-    hindsight_placement: Literal["advantage", "return"] = _option("advantage", "Where the scores are added.")
-    hindsight_gate: Literal["agreement", "none"] = _option("agreement", "Trust the judge as far as it agrees.")
-    hindsight_prompt: str | None = _option(None, "Jinja template of the evaluator's question.")
+    history_window: int | None = option(None, "Turns that the policy sees before the present one; default all.")
+    env_isolation: Literal["auto", "process", "none"] = option("auto", "Environments in processes of their own.")
+    env_timeout: float = option(60.0, "Seconds that an isolated environment has for a step.")
+    env_reset_timeout: float | None = option(None, "Seconds that it has for a reset; defaults to 120.")
+    envs_per_worker: int = option(1, "Isolated environments that share a process.")
+    max_env_error_rate: float = option(0.25, "Share of failed episodes in a batch above which the run stops.")
+    system_prompt: str | None = option(None, "System message of every episode.")
+    check_environment: bool = option(True, "Check the environment's contract before training.")
+    max_skipped_steps: int = option(10, "Steps in a row without a finite gradient before the run stops.")
+    step_delimiter: str | None = option(None, "Where a response is cut into steps; defaults to newlines.")
+    gae_level: Literal["turn", "token"] | None = option(None, "One advantage per turn or per action token.")
+    kl_placement: Literal["loss", "reward"] | None = option(None, "KL as a loss term or in the reward.")
+    value_backbone_grad: bool = option(False, "Let the value head's loss reach the policy's backbone.")
+    head_max_bytes: int = option(DEFAULT_HEAD_BYTES, "Most bytes of next-token logits in memory at a time.")
+    hindsight_coef: float | None = option(None, "Weight alpha of the hindsight scores; 0 switches them off.")
+    hindsight_placement: Literal["advantage", "return"] = option("advantage", "Where the scores are added.")
+    hindsight_gate: Literal["agreement", "none"] = option("agreement", "Trust the judge as far as it agrees.")
+    hindsight_prompt: str | None = option(None, "Jinja template of the evaluator's question.")
     hindsight_verdicts: list[str] = field(
         default_factory=lambda: ["good", "bad"], metadata={"help": "Verdict words, best first."}
     )
     hindsight_utilities: list[float] = field(
         default_factory=lambda: [1.0, 0.0], metadata={"help": "Utility in [0, 1] of each verdict."}
     )
-    verdict_mode: Literal["expected", "sampled", "generate"] = _option(
+    verdict_mode: Literal["expected", "sampled", "generate"] = option(
         "expected", "Expected, sampled or written verdicts."
     )
-    hindsight_reason_tokens: int = _option(64, "Most tokens of a written evaluation.")
-    evaluator_view: Literal["full", "masked", "prefix"] = _option("full", "What the evaluator sees.")
-    evaluator_model: Literal["policy", "reference"] = _option("policy", "Who judges.")
-    hindsight_context_tokens: int | None = _option(
+    hindsight_reason_tokens: int = option(64, "Most tokens of a written evaluation.")
+    evaluator_view: Literal["full", "masked", "prefix"] = option("full", "What the evaluator sees.")
+    evaluator_model: Literal["policy", "reference"] = option("policy", "Who judges.")
+    hindsight_context_tokens: int | None = option(
         None, "Most tokens of an episode and a question; observations of longer ones are shortened."
     )
-    hindsight_ema: float = _option(0.9, "Momentum of the score's running mean and standard deviation.")
-    scoring_method: Literal["auto", "cached_packed", "packed", "kv_repeat", "naive"] = _option(
+    hindsight_ema: float = option(0.9, "Momentum of the score's running mean and standard deviation.")
+    scoring_method: Literal["auto", "cached_packed", "packed", "kv_repeat", "naive"] = option(
         "auto", "How the questions are asked; the cheapest right way by default."
     )
-    scoring_max_tokens: int | None = _option(16384, "Most padded tokens of one scoring pass.")
-    calibration_target: Literal["sum", "step", "none"] = _option("sum", "What is regressed toward the return.")
-    calibration_learning_rate: float | None = _option(None, "Defaults to a third of learning_rate.")
-    calibration_batch_size: int | None = _option(
+    scoring_max_tokens: int | None = option(16384, "Most padded tokens of one scoring pass.")
+    calibration_target: Literal["sum", "step", "none"] = option("sum", "What is regressed toward the return.")
+    calibration_learning_rate: float | None = option(None, "Defaults to a third of learning_rate.")
+    calibration_batch_size: int | None = option(
         None, "Episodes per calibration step; defaults to a quarter of the batch."
     )
-    calibration_every: int = _option(1, "Calibrate after every n-th update.")
-    calibration_buffer_size: int = _option(512, "Episodes kept for calibration.")
-    calibration_anchor_coef: float = _option(1.0, "Weight of the anchor to the reference model's verdicts.")
-    posthoc_calibrator: Literal["identity", "affine", "platt", "isotonic"] = _option(
+    calibration_every: int = option(1, "Calibrate after every n-th update.")
+    calibration_buffer_size: int = option(512, "Episodes kept for calibration.")
+    calibration_anchor_coef: float = option(1.0, "Weight of the anchor to the reference model's verdicts.")
+    posthoc_calibrator: Literal["identity", "affine", "platt", "isotonic"] = option(
         "identity", "Map applied to the scores, refitted on the calibration buffer."
     )
-    health_warnings: bool = _option(True, "Warn where the judge seems to fail.")
-    log_trajectories: bool = _option(True, "Write every training episode to trajectories.jsonl.")
+    health_warnings: bool = option(True, "Warn where the judge seems to fail.")
+    log_trajectories: bool = option(True, "Write every training episode to trajectories.jsonl.")
 
     def __post_init__(self) -> None:
         precision: bool | None = self.__dict__["bf16"]

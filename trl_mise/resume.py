@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,10 @@ class ResumableTrainer(RepairedPPOTrainer):
             "batch_size": self.args.batch_size,
             "train_dataset rows": self.train_dataset_len,
             "hindsight": self.hindsight is not None,
-            "reference policy": self._reference_fingerprint(),
+            "reference policy": self._reference_fingerprint,
         }
 
+    @cached_property
     def _reference_fingerprint(self) -> str:
         """Of a few numbers of every parameter: a reference made from other weights would pull the policy elsewhere."""
         reference = self.policy if self.ref_model is None else self.ref_model

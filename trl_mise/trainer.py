@@ -523,14 +523,14 @@ class MISETrainer(ResumableTrainer):
             args.temperature,
             self._rng,
             self._reduce_sum,
-            _Hooks(self._fire, self._count_skipped_step),
+            _Hooks(self._fire, self._step_taken, self._step_skipped),
         )
 
-    def _count_skipped_step(self, episodes: Sequence[int] | None) -> None:
-        """Of an optimizer step that was taken (`None`), or of one that was not, and the episodes that it was about."""
-        if episodes is None:
-            self._skipped_steps = 0
-            return
+    def _step_taken(self) -> None:
+        self._skipped_steps = 0
+
+    def _step_skipped(self, episodes: Sequence[int]) -> None:
+        """Names the episodes of an optimizer step that was not taken; ends the run after too many in a row."""
         self._skipped_steps += 1
         named = ", ".join(f"{dict(self._played[i].task)!r}" for i in episodes[:3])
         more = f" and {len(episodes) - 3} others" if len(episodes) > 3 else ""
@@ -650,18 +650,20 @@ class MISETrainer(ResumableTrainer):
 class _Hooks(StepHooks):
     """Passes the update's optimizer steps on to the callbacks."""
 
-    def __init__(self, fire: Callable[[str], None], count: Callable[[Sequence[int] | None], None]) -> None:
-        self._fire, self._count = fire, count
+    def __init__(
+        self, fire: Callable[[str], None], taken: Callable[[], None], skipped: Callable[[Sequence[int]], None]
+    ) -> None:
+        self._fire, self._taken, self._skipped = fire, taken, skipped
 
     def before_optimizer_step(self) -> None:
         self._fire("on_pre_optimizer_step")
 
     def after_optimizer_step(self) -> None:
-        self._count(None)
+        self._taken()
         self._fire("on_optimizer_step")
 
     def skipped_step(self, episodes: Sequence[int]) -> None:
-        self._count(episodes)
+        self._skipped(episodes)
 
 
 def _rows_as_they_are(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
