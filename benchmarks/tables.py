@@ -51,7 +51,13 @@ def with_learning(text: str) -> str:
 
 def headlines(store: ResultStore) -> str:
     """A row per task, a column per arm: mean AUC over the seeds, the worst seed's and the number of seeds."""
-    arms = {"MISE": "mise", "sparse PPO": "sparse", "TRL's GRPO": "grpo", "judge of the past": "prefix"}
+    arms = {
+        "MISE": "mise",
+        "sparse PPO": "sparse",
+        "MISE-GRPO": "mise-grpo",
+        "TRL's GRPO": "grpo",
+        "judge of the past": "prefix",
+    }
     rows = []
     for task in TASKS.values():
         runs = store.runs(task.name)

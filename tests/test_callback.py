@@ -108,6 +108,7 @@ class Run:
             self.policy,
             self.reference,
             self.accelerator,
+            self.state.global_step,
             agreement=self.agreement,
         )
 

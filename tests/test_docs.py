@@ -1,14 +1,19 @@
 """The README's code runs as it stands, and what README and docs name exists."""
 
 import importlib
+import inspect
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+import trl
+from packaging.version import Version
+from trl import GRPOTrainer
 
-from trl_mise import MISEConfig
+from trl_mise import MISEConfig, MISEGRPOConfig, MISEGRPOTrainer, MISETrainer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,7 +45,7 @@ def episodes(folder: Path) -> int:
 
 
 def test_no_code_of_the_readme_goes_untested():
-    assert [block.group(1) for block in CODE.finditer(README)] == ["swap", "environment"]
+    assert [block.group(1) for block in CODE.finditer(README)] == ["swap", "environment", "grpo"]
 
 
 def test_the_swap_example_runs(tmp_path, monkeypatch):
@@ -70,6 +75,27 @@ def test_the_environment_example_runs(tmp_path, monkeypatch):
     trainer = run_example("environment", {"tokenizer": tokenizer, "model": model})
     assert trainer.state.episode == 256
     assert episodes(tmp_path / "runs" / "guess") == 256
+
+
+@pytest.mark.skipif(
+    Version(trl.__version__) < Version("1.12") or Version(transformers.__version__) < Version("5.13"),
+    reason="environments that own their reward came with TRL 1.12, response templates with transformers 5.13",
+)
+def test_the_grpo_example_runs(tmp_path, monkeypatch):
+    """What is sampled by an untrained model are no tool calls; the loop is the same."""
+    from datasets import Dataset
+    from fakes import tiny_llama
+    from test_adapters_grpo import TinyKitchen
+    from test_adapters_grpo import byte_tokenizer as tool_tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    tokenizer = tool_tokenizer()
+    model = tiny_llama(len(tokenizer), max_position_embeddings=2048)
+    scope = {"Dataset": Dataset, "GuessEnv": TinyKitchen, "model": model, "tokenizer": tokenizer}
+    trainer = run_example("grpo", scope)
+    assert trainer.uses_hindsight and trainer.state.global_step == 2
+    assert episodes(tmp_path / "runs" / "grpo") == 16
 
 
 ROWS = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \| `([^`]+)` \|", README, re.MULTILINE)
@@ -104,10 +130,12 @@ def test_the_code_that_the_method_names_exists():
 
 
 def test_the_options_and_metrics_that_the_documents_name_exist():
-    known = defaults()
+    arguments = [inspect.signature(trainer).parameters for trainer in (MISETrainer, MISEGRPOTrainer, GRPOTrainer)]
+    of_grpo = {field.name for field in fields(MISEGRPOConfig)} | {"env_mask"}  # a key of what a rollout_func returns
+    known = {*defaults(), *of_grpo, *(name for names in arguments for name in names)}
     words = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)(?:=[^`]*)?`", METHOD))
     assert {"hindsight_placement", "evaluator_view", "gae_level", "kl_placement"} <= words
-    assert words <= known.keys()
+    assert words <= known
     metrics = set(re.findall(r"`((?:hindsight|mise|calibration)/[a-z_]+)`", METHOD + README + DIAGNOSTICS))
     assert len(metrics) >= 12
     assert [name for name in sorted(metrics) if f'"{name}"' not in MEASURES] == []

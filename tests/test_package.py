@@ -92,7 +92,21 @@ LAYERS = {
         ],
         ["trl"],
     ),
-    "trl": (["_trl", "own_ppo", "own_ppo_config", "ppo", "config", "checks", "ppo_base", "resume", "trainer"], []),
+    "trl": (
+        [
+            "_trl",
+            "own_ppo",
+            "own_ppo_config",
+            "hindsight_config",
+            "ppo",
+            "config",
+            "checks",
+            "ppo_base",
+            "resume",
+            "trainer",
+        ],
+        [],
+    ),
 }
 RANK = {module: rank for rank, (modules, _) in enumerate(LAYERS.values()) for module in modules}
 

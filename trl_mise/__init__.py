@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from trl_mise.config import MISEConfig
     from trl_mise.envs.base import EnvironmentFailure, TextEnv
     from trl_mise.envs.check import check_env
+    from trl_mise.grpo import MISEGRPOTrainer
+    from trl_mise.grpo_config import MISEGRPOConfig
     from trl_mise.health import HindsightHealthWarning
     from trl_mise.hindsight import EvaluatorFailure, HindsightReward
     from trl_mise.ppo import PPOConfig
@@ -33,6 +35,8 @@ __all__ = [
     "HindsightReward",
     "HindsightScores",
     "MISEConfig",
+    "MISEGRPOConfig",
+    "MISEGRPOTrainer",
     "MISETrainer",
     "NonFiniteUpdate",
     "PPOConfig",
@@ -56,6 +60,8 @@ _MODULE_OF = {
     "HindsightReward": "trl_mise.hindsight",
     "HindsightScores": "trl_mise.types",
     "MISEConfig": "trl_mise.config",
+    "MISEGRPOConfig": "trl_mise.grpo_config",
+    "MISEGRPOTrainer": "trl_mise.grpo",
     "MISETrainer": "trl_mise.trainer",
     "NonFiniteUpdate": "trl_mise.trainer",
     "PPOConfig": "trl_mise.ppo",

@@ -42,12 +42,20 @@ finally:
     else:
         os.environ["TRL_EXPERIMENTAL_SILENCE"] = _silenced
 
+
+def grpo_classes() -> tuple[Any, Any]:
+    """TRL's `GRPOConfig` and `GRPOTrainer`; apart, because they load much that PPO does not need."""
+    trl = importlib.import_module("trl")
+    return trl.GRPOConfig, trl.GRPOTrainer
+
+
 __all__ = [
     "SUPPORTED",
     "TRLPPOConfig",
     "TRLPPOTrainer",
     "TrlParser",
     "check_trl_version",
+    "grpo_classes",
     "prepare_deepspeed",
     "unwrap_model_for_generation",
 ]

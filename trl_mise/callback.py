@@ -38,6 +38,7 @@ class UpdateRecord:
         policy (`nn.Module`): the unwrapped policy.
         reference: context manager that gives the reference policy.
         accelerator (`Accelerator`): the trainer's.
+        number (`int`): counts the updates of the run, from 1.
         metrics (`dict[str, float]`): logged after the callbacks ran; they may add to it.
         reference_verdicts (`Mapping[int, Tensor]`): `(T, K)` verdict logits of the reference model, by the index of
             the episode, as far as they are known.
@@ -50,6 +51,7 @@ class UpdateRecord:
     policy: nn.Module
     reference: Callable[[], AbstractContextManager[nn.Module]]
     accelerator: Any
+    number: int
     metrics: dict[str, float] = field(default_factory=dict)
     reference_verdicts: Mapping[int, Tensor] = field(default_factory=dict)
     agreement: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -133,7 +135,7 @@ class CalibrationCallback(TrainerCallback):
         hindsight = update.hindsight
         update.metrics.update(hindsight_metrics(update.scores, update.trajectories, hindsight.utilities))
         self._move_gate(update)
-        is_due = state.global_step % self.every == 0
+        is_due = update.number % self.every == 0
         if hindsight.writes:
             if is_due and self._regresses(hindsight):
                 update.metrics.update(self._reward_writing(args, update))

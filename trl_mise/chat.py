@@ -5,7 +5,7 @@ rendered once with marker texts and cut at the markers; the pieces between them 
 environment's text without, so that an observation that contains `<|im_end|>` cannot end a turn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 After = Literal["observation", "action", "open_action"]
@@ -27,6 +27,8 @@ class PromptFormat(Protocol):
     def result(self, text: str, *, closed: bool) -> list[int]: ...
 
     def reply_prompt(self) -> list[int]: ...
+
+    def closing_length(self, token_ids: Sequence[int]) -> int: ...
 
     def question(self, text: str, *, after: After) -> list[int]: ...
 
@@ -70,6 +72,9 @@ class PlainFormat:
     def reply_prompt(self) -> list[int]:
         return self.encode_text("\n")
 
+    def closing_length(self, token_ids: Sequence[int]) -> int:
+        return 0
+
     def question(self, text: str, *, after: After) -> list[int]:
         return self.encode_text(f"\n\n{text}\n")
 
@@ -80,13 +85,17 @@ class ChatFormat(PlainFormat):
     Args:
         tokenizer (`PreTrainedTokenizerBase`): must have a chat template.
         system_prompt (`str`, *optional*): system message put in front of every conversation.
+        template_kwargs (`Mapping`, *optional*): passed to the chat template, e.g. `{"enable_thinking": False}`.
 
     Raises:
         ValueError: the tokenizer has no chat template, or the template does not keep the texts of the messages.
     """
 
-    def __init__(self, tokenizer: Any, system_prompt: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, system_prompt: str | None = None, template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(tokenizer)
+        self._template_kwargs = dict(template_kwargs or {})
         if getattr(tokenizer, "chat_template", None) is None:
             raise ValueError(
                 f"processing_class {type(tokenizer).__name__} has no chat template, but episodes of several turns "
@@ -115,7 +124,9 @@ class ChatFormat(PlainFormat):
             )
 
     def _render(self, messages: list[dict[str, str]], *, reply: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=reply, **self._template_kwargs
+        )
 
     def _find_turn_end(self, between: list[int], ended: list[int]) -> list[int]:
         """What ends an answer: `between` up to its first special token, if that is no part of the next header.
@@ -158,6 +169,16 @@ class ChatFormat(PlainFormat):
     def reply_prompt(self) -> list[int]:
         """Closes the user's message and opens the assistant's."""
         return list(self._reply_prompt)
+
+    def closing_length(self, token_ids: Sequence[int]) -> int:
+        """How many of the last tokens only close a message and open the assistant's, as [`reply_prompt`] does."""
+        prompt = self._reply_prompt
+        if prompt and list(token_ids[-len(prompt) :]) == prompt:
+            return len(prompt)
+        # Another role's header, or a template that opens a reply in its own way after a tool: from the last token that
+        # ends a turn on. The text before it may contain one, what comes after it may not.
+        ends = [i for i, token in enumerate(token_ids) if token in self._turn_end[-1:]]
+        return len(token_ids) - ends[-1] if ends and len(token_ids) - ends[-1] <= 2 * len(prompt) else 0
 
     def question(self, text: str, *, after: After) -> list[int]:
         """An evaluator's question that continues a prefix of the conversation; the next token is the verdict.

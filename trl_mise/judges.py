@@ -76,7 +76,7 @@ def judge_for(name: Judge, tokenizer: Any, config: Any) -> HindsightReward:
         tokenizer (`PreTrainedTokenizerBase`): the policy's.
         config ([`MISEConfig`]): everything else.
     """
-    chat = ChatFormat(tokenizer, config.system_prompt)
+    chat = ChatFormat(tokenizer, getattr(config, "system_prompt", None))
     if name == "random":
         return RandomJudge.from_config(chat, config)
     if name == "flipped":

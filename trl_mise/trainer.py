@@ -568,6 +568,7 @@ class MISETrainer(ResumableTrainer):
             self.policy,
             self.reference_policy,
             self.accelerator,
+            state.global_step,
             metrics,
             reference_verdicts=evaluation.ref_verdicts,
             agreement=targets.agreement,

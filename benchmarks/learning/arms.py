@@ -12,10 +12,10 @@ class Arm:
     Args:
         name (`str`): as on the command line.
         title (`str`): one line for the report.
-        options: of `MISEConfig` (of `GRPOConfig` for the trainer `"grpo"`), over the task's.
+        options: of `MISEConfig` (of `GRPOConfig` or `MISEGRPOConfig` for those trainers), over the task's.
         judge (`str`): `"model"`, a control of `trl_mise.judges`, or a rival of `rivals.py`.
         shuffled_returns (`bool`): calibrate toward the returns of other episodes.
-        trainer (`"mise"` or `"grpo"`): whose loop.
+        trainer (`"mise"`, `"grpo"` or `"mise-grpo"`): whose loop.
         writes (`bool`): the judge writes its verdicts, which its warm start has to teach it.
     """
 
@@ -69,5 +69,10 @@ _ALL = (
     ),
     Arm("decomposition", "learned return decomposition", judge="decomposition"),
     Arm("grpo", "TRL's GRPOTrainer", trainer="grpo"),
+    Arm("mise-grpo", "MISEGRPOTrainer", trainer="mise-grpo"),
+    Arm("mise-grpo-flipped", "… flipped verdicts", judge="flipped", trainer="mise-grpo"),
+    Arm(
+        "mise-grpo-shuffled-steps", "… scores shuffled within the episode", judge="shuffled_steps", trainer="mise-grpo"
+    ),
 )
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}

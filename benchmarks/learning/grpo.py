@@ -1,7 +1,8 @@
 """What a user would pick instead: TRL's GRPOTrainer on the same environment, policy and number of episodes."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_mise.backends import TransformersBackend
 from trl_mise.chat import ChatFormat
 from trl_mise.generation import Sampling
+from trl_mise.grpo import MISEGRPOTrainer
+from trl_mise.grpo_config import MISEGRPOConfig
 from trl_mise.heads import eval_mode
+from trl_mise.hindsight_config import HindsightConfig
 from trl_mise.metrics import episode_metrics
 from trl_mise.rollout import RolloutLimits, collect_rollouts
 from trl_mise.token_batch import pad_rows
@@ -53,7 +57,7 @@ class EpisodeRollout:
             episodes = collect_rollouts(tasks, self.envs, generate, chat, self.limits)
         self.history.append(episode_metrics(episodes))
         starts = [t.turns[0].action_span[0] for t in episodes]
-        ends = [t.turns[-1].action_span[1] for t in episodes]
+        ends = [t.turns[-1].result_end for t in episodes]  # what became of the last action, for the judge
         return {
             "prompt_ids": [list(t.token_ids[:start]) for t, start in zip(episodes, starts, strict=True)],
             "completion_ids": [
@@ -91,11 +95,13 @@ def train_grpo(
     options: Mapping[str, Any],
     output_dir: str,
     seed: int,
+    judge: Callable[[MISEGRPOConfig], Any] | None = None,
 ) -> list[dict[str, float]]:
-    """Trains for the same number of episodes, as many in every batch as the other arms; returns `env/*` per batch.
+    """Trains with TRL's GRPOTrainer, or (with a judge) with MISEGRPOTrainer; returns `env/*` per batch.
 
-    Where PPO takes `num_ppo_epochs * num_mini_batches` optimizer steps a batch, so does GRPO. Learning rate and KL
-    are PPO's unless `options` say otherwise.
+    It gets the same number of episodes, as many in every batch as the other arms. Where PPO takes `num_ppo_epochs *
+    num_mini_batches` optimizer steps a batch, so does GRPO. Learning rate and KL are PPO's unless `options` say
+    otherwise.
     """
     batch = defaults["per_device_train_batch_size"] * defaults["gradient_accumulation_steps"]
     size = batch // defaults["num_mini_batches"]
@@ -106,7 +112,10 @@ def train_grpo(
         "num_generations": GROUP,
         **options,
     }
-    args = GRPOConfig(
+    shared = {field.name for field in fields(HindsightConfig)}
+    of_judge = {name: value for name, value in defaults.items() if name in shared} | {"log_trajectories": False}
+    trainer_class, config_class = (GRPOTrainer, GRPOConfig) if judge is None else (MISEGRPOTrainer, MISEGRPOConfig)
+    args = config_class(
         output_dir=output_dir,
         seed=seed,
         lr_scheduler_type=defaults["lr_scheduler_type"],
@@ -126,15 +135,17 @@ def train_grpo(
         logging_steps=1000,
         disable_tqdm=True,
         **arguments,
+        **({} if judge is None else of_judge),
     )
     rollout = EpisodeRollout(recipe.environment_factory(), recipe.limits, args.temperature)
-    trainer = GRPOTrainer(
+    trainer = trainer_class(
         model=model,
         reward_funcs=episode_return,
         args=args,
         train_dataset=Dataset.from_list([{"prompt": json.dumps(dict(row))} for row in rows]),
         processing_class=tokenizer,
         rollout_func=rollout,
+        **({} if judge is None else {"hindsight": judge(args)}),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

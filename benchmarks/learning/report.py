@@ -19,7 +19,7 @@ from benchmarks.learning.tasks import TASKS
 ROOT = Path(__file__).parents[2]
 RESULTS_PAGE = ROOT / "docs" / "results.md"
 ASSETS = ROOT / "docs" / "assets"
-SHOWN = ("mise", "sparse", "grpo", "uncalibrated", "prefix", "flipped")
+SHOWN = ("mise", "sparse", "grpo", "mise-grpo", "prefix", "flipped")
 """Arms in the plots; more than six lines cannot be read."""
 COLOURS = dict(zip(SHOWN, ("#1f5a99", "#8a8a8a", "#c8501e", "#6aa84f", "#8e63b0", "#c9a227"), strict=True))
 

@@ -24,6 +24,7 @@ from benchmarks.learning.tasks import TASKS, LearningTask
 from trl_mise import MISEConfig, MISETrainer
 from trl_mise.callback import CalibrationCallback
 from trl_mise.chat import ChatFormat
+from trl_mise.hindsight_config import HindsightConfig
 from trl_mise.judges import OracleJudge, judge_for
 from trl_mise.ppo import PPOConfig
 from trl_mise.tiny import cache_path, cached
@@ -84,8 +85,9 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     arm = ARMS[cell.arm]
     about = {"recipe": asdict(cell.recipe), "judge": arm.judge, "shuffled_returns": arm.shuffled_returns}
     options = options_of(cell)
-    if arm.trainer == "grpo":
-        return json.loads(json.dumps({**about, "trainer": "grpo", **options}))
+    if arm.trainer != "mise":
+        of_judge = asdict(HindsightConfig()) if arm.trainer == "mise-grpo" else {}
+        return json.loads(json.dumps({**about, **of_judge, "trainer": arm.trainer, **options}))
     config = MISEConfig(**options, output_dir="unused")
     inherited = {f.name for f in fields(PPOConfig)}
     names = [f.name for f in fields(MISEConfig) if f.name not in inherited] + list(PPO_SETTINGS)
@@ -136,11 +138,12 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     options = options_of(cell)
     with tempfile.TemporaryDirectory() as output_dir:
         reliability = Reliability()
-        if arm.trainer == "grpo":
+        if arm.trainer != "mise":
             from benchmarks.learning.grpo import train_grpo
 
             own = {**arm.options, **cell.variant}
-            history = train_grpo(model, tokenizer, recipe, rows, options, own, output_dir, cell.seed)
+            judge = None if arm.trainer == "grpo" else lambda args: _judge(task, arm, recipe, tokenizer, args)
+            history = train_grpo(model, tokenizer, recipe, rows, options, own, output_dir, cell.seed, judge)
         else:
             trainer = make_trainer(
                 model,

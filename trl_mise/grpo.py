@@ -1,0 +1,382 @@
+"""`MISEGRPOTrainer`: TRL's GRPOTrainer with calibrated hindsight self-evaluation, for those who want no critic."""
+
+import copy
+import inspect
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ._trl import grpo_classes
+from .callback import CalibrationCallback, HealthCallback, UpdateRecord
+from .chat import ChatFormat, PlainFormat, PromptFormat
+from .completions import CompletionEpisodes, completion_episodes
+from .grpo_config import MISEGRPOConfig
+from .heads import eval_mode
+from .hindsight import HindsightReward
+from .metrics import episode_metrics
+from .single_turn import StepCutter
+from .trajectory_log import TrajectoryLog
+from .types import HindsightScores
+
+GRPOTrainer: Any = grpo_classes()[1]
+
+HINDSIGHT_STATE_NAME = "hindsight_state.json"
+
+
+@dataclass(frozen=True)
+class TokenAdvantages:
+    """Per-token advantages of a batch of completions.
+
+    Args:
+        advantages (`Tensor`): `(B, C)`.
+        agreement (`np.ndarray`): `(N,)` mean_t A_n n_nt of each episode, see [`AgreementGate`]; empty where all
+            advantages are 0 and nothing can be compared.
+        shaping_share (`float`): how much of what the steps get is praise or blame.
+    """
+
+    advantages: Tensor
+    agreement: np.ndarray
+    shaping_share: float
+
+
+def token_advantages(
+    group_advantages: Tensor, episodes: CompletionEpisodes, step_scores: Sequence[np.ndarray], coef: float, gate: float
+) -> TokenAdvantages:
+    """Hindsight scores beside GRPO's advantages: `A_bt = A_b + gate * coef * n_t` at every token of step t.
+
+    A_b is what GRPO makes of the returns: the same for all tokens of a completion. n_t has unit spread and mean 0, as
+    A_b has within a group, so that `coef` weighs the two as in PPO (placement `"advantage"`, docs/method.md).
+
+    Args:
+        group_advantages (`Tensor`): `(B,)`.
+        episodes ([`CompletionEpisodes`]): N of the B completions.
+        step_scores (`Sequence[np.ndarray]`): n_t, one array `(T_n,)` per episode.
+        coef (`float`): alpha.
+        gate (`float`): in [0, 1], how much of alpha is let through.
+    """
+    praise = gate * coef * episodes.per_token(step_scores)  # (B, C)
+    sampled = episodes.step_of_token >= 0
+    environment = group_advantages[:, None].expand_as(praise) * sampled
+    total = float(praise.abs().sum() + environment.abs().sum())
+    agreement = np.zeros(0)
+    of_episodes = group_advantages.double().cpu().numpy()[episodes.rows]
+    if of_episodes.any():
+        agreement = np.array([a * n.mean() for a, n in zip(of_episodes, step_scores, strict=True)])
+    return TokenAdvantages(
+        advantages=group_advantages[:, None] + praise.to(group_advantages.dtype),
+        agreement=agreement,
+        shaping_share=float(praise.abs().sum()) / total if total > 0 else 0.0,
+    )
+
+
+class MISEGRPOTrainer(GRPOTrainer):
+    """GRPO whose advantages tell the steps of an episode apart.
+
+    GRPO compares the returns of several completions of one prompt, and gives every token of a completion the same
+    advantage; where all of them fail it has none. Here the policy also judges every step in hindsight, and the
+    verdicts, calibrated against the returns, are added per token. A step is what the policy sampled in one go between
+    two tool results (`tools`, `environment_factory` or the `env_mask` of a `rollout_func`); a completion without tools
+    is cut into steps at newlines, or at `step_delimiter`. Takes GRPOTrainer's arguments, and:
+
+    Args:
+        model (`str` or `PreTrainedModel`): the policy.
+        reward_funcs: as in GRPOTrainer; their weighted sum is the sparse return that calibration regresses to.
+        args ([`MISEGRPOConfig`] or `GRPOConfig`, *optional*): a `GRPOConfig` is upgraded.
+        hindsight ([`HindsightReward`] or `False`, *optional*): reward wrapper in place of the one that `args`
+            describes; `False` switches hindsight off, and then this *is* GRPOTrainer.
+
+    Callbacks whose `on_step_end` takes an `update` get the [`UpdateRecord`] after the last optimizer step on a batch
+    of completions.
+    """
+
+    _tag_names = ["trl", "grpo", "mise"]
+    _name = "MISE-GRPO"
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        *,
+        hindsight: HindsightReward | bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(hindsight, HindsightReward | bool | None):
+            raise TypeError(
+                f"hindsight must be a HindsightReward, False or None, got {type(hindsight).__name__}: leave it out "
+                "for the one that args describes, or pass False to switch hindsight off"
+            )
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = MISEGRPOConfig(f"{name.split('/')[-1]}-GRPO")
+        config = args if isinstance(args, MISEGRPOConfig) else MISEGRPOConfig.from_grpo_config(args)
+        coef = hindsight.coef if isinstance(hindsight, HindsightReward) else config.hindsight_coef
+        self.uses_hindsight = hindsight is not False and bool(coef)
+        if self.uses_hindsight:
+            _check_options(config, hindsight)
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=config,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **kwargs,
+        )
+        self._pending: UpdateRecord | None = None
+        self._num_batches = 0
+        self._returns: list[float] = []
+        self._log_file: TrajectoryLog | None = None
+        self._log_bytes: int | None = None
+        self._own_reference: nn.Module | None = None
+        if self.uses_hindsight:
+            self._set_up(hindsight)
+
+    def _set_up(self, hindsight: HindsightReward | bool | None) -> None:
+        args = self.args
+        if getattr(self, "_is_vlm", False):
+            raise ValueError(
+                "processing_class is a processor with images: hindsight reads text only; pass a tokenizer"
+            )
+        if not any(isinstance(callback, CalibrationCallback) for callback in self.callback_handler.callbacks):
+            self.add_callback(CalibrationCallback.from_config(args))
+        if args.health_warnings:
+            self.add_callback(HealthCallback())  # after the calibration, whose metrics it looks at
+        self.add_callback(_BatchEnd(self))
+        self.chat: PromptFormat = self._prompt_format()
+        self.cutter = StepCutter(self.processing_class, args.step_delimiter)
+        self.hindsight: HindsightReward = (
+            hindsight if isinstance(hindsight, HindsightReward) else HindsightReward.from_config(self.chat, args)
+        )
+        self._own_reference = self._copy_as_reference()
+
+    def _prompt_format(self) -> PromptFormat:
+        tokenizer = self.processing_class
+        if getattr(tokenizer, "chat_template", None) is None:
+            return PlainFormat(tokenizer)
+        return ChatFormat(tokenizer, template_kwargs=self.args.chat_template_kwargs)
+
+    def _copy_as_reference(self) -> nn.Module | None:
+        """GRPO has a reference policy only where `beta` asks for one; the judge's anchor needs one anyway."""
+        calibrations = [c for c in self.callback_handler.callbacks if isinstance(c, CalibrationCallback)]
+        is_wanted = self.hindsight.evaluator == "reference" or any(c.is_anchored(self.hindsight) for c in calibrations)
+        if not is_wanted or self.ref_model is not None or hasattr(self.model, "peft_config"):
+            return None
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                "beta=0 leaves no reference model for the judge's anchor, and a sharded policy is not copied; set "
+                "beta > 0, train an adapter (peft_config), or set calibration_anchor_coef=0"
+            )
+        reference: nn.Module = copy.deepcopy(self.model)
+        # TRL puts a forward on the model itself, a closure about the policy, which a copy would go on calling.
+        vars(reference).pop("forward", None)
+        return reference.requires_grad_(False).eval()
+
+    # The models
+
+    @property
+    def policy(self) -> nn.Module:
+        """The unwrapped policy."""
+        policy: nn.Module = self.accelerator.unwrap_model(self.model)
+        return policy
+
+    @contextmanager
+    def reference_policy(self) -> Iterator[nn.Module]:
+        """The reference policy: a model of its own, or the policy without its adapter."""
+        reference = self.ref_model or self._own_reference
+        if reference is not None:
+            yield self.accelerator.unwrap_model(reference).to(self.accelerator.device)
+            return
+        policy: Any = self.policy
+        if "ref" not in policy.peft_config:
+            with policy.disable_adapter():
+                yield policy
+            return
+        active = policy.active_adapter
+        policy.set_adapter("ref")
+        try:
+            yield policy
+        finally:
+            policy.set_adapter(active)
+
+    # A batch of completions: trajectories, scores, advantages
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # (all, F)
+        start = self.accelerator.process_index * len(prompts)
+        own = rewards[start : start + len(prompts)]
+        weighted = own * self.reward_weights.to(own.device)
+        returns = torch.where(own.isnan().all(dim=1), torch.nan, weighted.nansum(dim=1))
+        self._returns = returns.tolist()
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        is_training = self.model.training
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if not (is_training and self.uses_hindsight):
+            return batch
+        episodes = self.episodes(batch, inputs)
+        scores = self.score(episodes)
+        targets = self.advantages(batch["advantages"], episodes, scores)
+        metrics = {**episode_metrics(episodes.trajectories), "hindsight/shaping_share": targets.shaping_share}
+        self._pending = UpdateRecord(
+            episodes.trajectories,
+            scores,
+            self.hindsight,
+            self.policy,
+            self.reference_policy,
+            self.accelerator,
+            self._num_batches + 1,
+            metrics,
+            agreement=targets.agreement,
+        )
+        return {**batch, "advantages": targets.advantages}
+
+    def episodes(self, batch: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> CompletionEpisodes:
+        """The batch's completions as trajectories; see [`completion_episodes`]."""
+        return completion_episodes(
+            batch,
+            self._returns,
+            self.chat,
+            self.cutter,
+            tasks=[{name: value for name, value in row.items() if name != "prompt"} for row in inputs],
+            success_return=self.args.success_return,
+        )
+
+    def score(self, episodes: CompletionEpisodes) -> HindsightScores:
+        """Hindsight verdicts on every step."""
+        judge = self.reference_policy() if self.hindsight.evaluator == "reference" else nullcontext(self.policy)
+        with judge as evaluator, eval_mode(self.model), self.accelerator.autocast():
+            return self.hindsight.score(evaluator, episodes.trajectories)
+
+    def advantages(
+        self, group_advantages: Tensor, episodes: CompletionEpisodes, scores: HindsightScores
+    ) -> TokenAdvantages:
+        """Normalised scores beside GRPO's advantages; see [`token_advantages`]."""
+        hindsight = self.hindsight
+        step_scores = scores.split(hindsight.normalise(scores, self._gather_numbers))
+        gate = 1.0 if hindsight.gate is None else hindsight.gate.value
+        return token_advantages(group_advantages, episodes, step_scores, hindsight.coef, gate)
+
+    def _gather_numbers(self, values: np.ndarray) -> np.ndarray:
+        return np.concatenate(gather_object([values])) if self.accelerator.num_processes > 1 else values
+
+    # The end of a batch: calibration, log
+
+    def _end_batch(self) -> None:
+        """After an optimizer step; does something after the last one on a batch of completions."""
+        record = self._pending
+        if record is None or self._step % (self.args.steps_per_generation * self.num_iterations):
+            return
+        self._num_batches = record.number
+        self._pending = None
+        with eval_mode(self.model):
+            for callback in self.callback_handler.callbacks:
+                if "update" in inspect.signature(callback.on_step_end).parameters:
+                    callback.on_step_end(self.args, self.state, self.control, update=record)
+        for name, value in record.metrics.items():
+            self._metrics["train"][name].append(value)
+        if self.args.log_trajectories:
+            self._log_episodes(record)
+
+    def _log_episodes(self, record: UpdateRecord) -> None:
+        """The episodes of all processes, process after process, into the main one's file."""
+        own = (record.trajectories, record.scores)
+        of_processes = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        if not self.args.should_save:
+            return
+        if self._log_file is None:
+            path = os.path.join(self.args.output_dir, "trajectories.jsonl")
+            self._log_file = TrajectoryLog(path, keep_bytes=self._log_bytes)
+        for trajectories, scores in of_processes:
+            self._log_file.write(record.number, trajectories, scores)
+
+    # Checkpoints
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As GRPOTrainer's; a resumed run also goes on with the judge's statistics, gate and calibration."""
+        self._pending, self._num_batches, self._log_bytes = None, 0, None
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._log_file is not None:
+                self._log_file.close()
+                self._log_file = None
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if not (self.uses_hindsight and self.args.should_save):
+            return
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        log_bytes = None if self._log_file is None else self._log_file.num_bytes
+        state = {"hindsight": self.hindsight.state_dict(), "batches": self._num_batches, "log_bytes": log_bytes}
+        (folder / HINDSIGHT_STATE_NAME).write_text(json.dumps(state), encoding="utf-8")
+        for callback in self._stateful_callbacks():
+            callback.save_state(str(folder))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.uses_hindsight:
+            return
+        path = Path(checkpoint) / HINDSIGHT_STATE_NAME
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{checkpoint} has no {HINDSIGHT_STATE_NAME}: it was not saved by MISEGRPOTrainer with hindsight; "
+                "resume from one that was, or pass hindsight=False"
+            )
+        state = json.loads(path.read_text(encoding="utf-8"))
+        self.hindsight.load_state_dict(state["hindsight"])
+        self._num_batches, self._log_bytes = state["batches"], state["log_bytes"]
+        for callback in self._stateful_callbacks():
+            callback.load_state(checkpoint)
+            if isinstance(callback, CalibrationCallback):
+                callback.attach(self.hindsight)
+
+    def _stateful_callbacks(self) -> list[Any]:
+        return [c for c in self.callback_handler.callbacks if hasattr(c, "save_state") and hasattr(c, "load_state")]
+
+
+class _BatchEnd(TrainerCallback):
+    """Ends a batch of completions after its last optimizer step: transformers' loop has no event for it."""
+
+    def __init__(self, trainer: MISEGRPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._end_batch()
+
+
+def _check_options(config: MISEGRPOConfig, hindsight: HindsightReward | bool | None) -> None:
+    """Raises a `ValueError` where the per-token advantages would not arrive as they are meant."""
+    if isinstance(hindsight, HindsightReward) and hindsight.placement != "advantage":
+        raise ValueError(
+            f"hindsight.placement={hindsight.placement!r} needs a critic, which GRPO does not have; use 'advantage'"
+        )
+    steps = config.steps_per_generation * config.num_iterations
+    if steps % config.gradient_accumulation_steps:
+        raise ValueError(
+            f"steps_per_generation * num_iterations = {steps} must be a multiple of gradient_accumulation_steps="
+            f"{config.gradient_accumulation_steps}: an optimizer step would mix two batches of completions, and "
+            "calibration come between them"
+        )
+    if config.use_liger_kernel and hasattr(GRPOTrainer, "compute_liger_loss"):
+        raise ValueError("use_liger_kernel=True: its GRPO loss takes one advantage per completion; set it to False")
