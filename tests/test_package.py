@@ -60,6 +60,7 @@ LAYERS = {
             "micro_batches",
             "architectures",
             "calibration_losses",
+            "drift",
         ],
         ["transformers", "trl"],
     ),

@@ -49,6 +49,21 @@ def grpo_classes() -> tuple[Any, Any]:
     return trl.GRPOConfig, trl.GRPOTrainer
 
 
+def vllm_classes() -> tuple[Any, Any]:
+    """TRL's `VLLMGeneration`, which carries weights to a vLLM server, and `VLLMClient`, which asks it.
+
+    Raises:
+        ImportError: vLLM is not installed; says how to do it.
+    """
+    if not importlib.import_module("trl.import_utils").is_vllm_available():
+        raise ImportError(
+            "generation_backend='vllm' needs vLLM on the machine of the trainer too (for the transfer of weights): "
+            'pip install "trl[vllm]", or use generation_backend="transformers"'
+        )
+    generation = importlib.import_module("trl.generation.vllm_generation")
+    return generation.VLLMGeneration, importlib.import_module("trl.generation.vllm_client").VLLMClient
+
+
 __all__ = [
     "SUPPORTED",
     "TRLPPOConfig",
@@ -58,4 +73,5 @@ __all__ = [
     "grpo_classes",
     "prepare_deepspeed",
     "unwrap_model_for_generation",
+    "vllm_classes",
 ]

@@ -32,9 +32,25 @@ class MISEConfig(HindsightConfig, PPOConfig):
         rollout_refill (`bool`, *optional*, defaults to `False`):
             An environment whose episode ended takes the next task at once. Otherwise the tasks are played in waves of
             `num_envs`.
-        generation_backend (`"transformers"` or `"continuous_batching"`, *optional*, defaults to `"transformers"`):
-            What samples the actions; `"continuous_batching"` is transformers' paged engine for GPUs. An engine of your
+        generation_backend (`str`, *optional*, defaults to `"transformers"`):
+            What samples the actions: `"transformers"`; `"continuous_batching"`, transformers' paged engine for GPUs;
+            `"vllm"`, a vLLM server that was started beside (`trl vllm-serve`), see [`VLLMBackend`]. An engine of your
             own is passed to the trainer, see [`GenerationBackend`].
+        vllm_server_base_url (`str`, *optional*):
+            Address of the vLLM server, in place of the next two.
+        vllm_server_host (`str`, *optional*, defaults to `"0.0.0.0"`):
+            Its host.
+        vllm_server_port (`int`, *optional*, defaults to `8000`):
+            Its port.
+        vllm_server_timeout (`float`, *optional*, defaults to `240.0`):
+            Seconds to wait for the server to come up.
+        vllm_group_port (`int`, *optional*, defaults to `51216`):
+            Port of the channel that the weights take.
+        vllm_importance_sampling_correction (`bool`, *optional*, defaults to `True`):
+            Weigh every token's loss by how much likelier it is to the trainer than it was to the engine that sampled
+            it, see [`sampling_drift`]; the difference is logged either way.
+        vllm_importance_sampling_cap (`float`, *optional*, defaults to `3.0`):
+            Largest such weight.
         history_window (`int`, *optional*):
             The policy sees the instruction, the last `history_window` turns and the present observation, for episodes
             that its context cannot hold: one training row per step, advantages over the whole episode.
@@ -78,9 +94,18 @@ class MISEConfig(HindsightConfig, PPOConfig):
     num_envs: int | None = option(None, "Environments side by side; defaults to local_rollout_forward_batch_size.")
     rollout_keep_cache: bool = option(True, "Keep keys and values between the turns of an episode.")
     rollout_refill: bool = option(False, "An environment whose episode ended takes the next task at once.")
-    generation_backend: Literal["transformers", "continuous_batching"] = option(
+    generation_backend: Literal["transformers", "continuous_batching", "vllm"] = option(
         "transformers", "What samples the actions."
     )
+    vllm_server_base_url: str | None = option(None, "Address of the vLLM server, in place of host and port.")
+    vllm_server_host: str = option("0.0.0.0", "Host of the vLLM server.")
+    vllm_server_port: int = option(8000, "Port of the vLLM server.")
+    vllm_server_timeout: float = option(240.0, "Seconds to wait for the vLLM server to come up.")
+    vllm_group_port: int = option(51216, "Port of the channel that the weights take to the vLLM server.")
+    vllm_importance_sampling_correction: bool = option(
+        True, "Correct for what the sampling engine computes otherwise."
+    )
+    vllm_importance_sampling_cap: float = option(3.0, "Largest importance weight of a token.")
     history_window: int | None = option(None, "Turns that the policy sees before the present one; default all.")
     env_isolation: Literal["auto", "process", "none"] = option("auto", "Environments in processes of their own.")
     env_timeout: float = option(60.0, "Seconds that an isolated environment has for a step.")
@@ -107,7 +132,7 @@ class MISEConfig(HindsightConfig, PPOConfig):
         if self.num_envs is None:
             self.num_envs = self.local_rollout_forward_batch_size
         choices = {
-            "generation_backend": ("transformers", "continuous_batching"),
+            "generation_backend": ("transformers", "continuous_batching", "vllm"),
             "env_isolation": ("auto", "process", "none"),
             "gae_level": (None, "turn", "token"),
             "kl_placement": (None, "loss", "reward"),
@@ -126,6 +151,8 @@ class MISEConfig(HindsightConfig, PPOConfig):
             "max_env_error_rate": 0,
             "max_skipped_steps": 0,
             "head_max_bytes": 1,
+            "vllm_importance_sampling_cap": 1,
+            "vllm_server_timeout": 0,
         }
         check_minimums(self, minimums, {"history_window": 0})
         for name in ("env_timeout", "env_reset_timeout"):

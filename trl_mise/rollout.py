@@ -14,8 +14,27 @@ from .types import StopReason, Trajectory, Turn, Window
 
 logger = logging.getLogger(__name__)
 
-Generate = Callable[[Sequence[Sequence[int]]], list[list[int]]]
-"""Samples a continuation for every context, stop token included if sampled; at most `max_new_tokens` ids each."""
+
+class SampledIds(list[int]):
+    """Sampled ids that know with which log-probability their engine sampled each of them.
+
+    Args:
+        ids (`Sequence[int]`): stop token included if sampled.
+        log_probs (`Sequence[float]`): as many, of the tempered distribution that was sampled from.
+    """
+
+    def __init__(self, ids: Sequence[int], log_probs: Sequence[float]) -> None:
+        super().__init__(ids)
+        if len(ids) != len(log_probs):
+            raise ValueError(f"{len(log_probs)} log_probs for {len(ids)} sampled ids; give one for each")
+        self.log_probs = tuple(map(float, log_probs))
+
+
+Generate = Callable[[Sequence[Sequence[int]]], Sequence[list[int]]]
+"""Samples a continuation for every context, stop token included if sampled; at most `max_new_tokens` ids each.
+
+An engine whose arithmetic is not the trainer's gives [`SampledIds`]: then the difference is measured and corrected.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +244,7 @@ def _act(episode: _Episode, sampled: list[int], chat: PromptFormat) -> Turn:
         action_span=(start, end),
         result_end=end,
         closed=closed,
+        sampling_log_probs=sampled.log_probs if isinstance(sampled, SampledIds) else (),
     )
 
 

@@ -58,6 +58,7 @@ def _turn_to_dict(turn: Turn) -> dict[str, Any]:
         "result_end": int(turn.result_end),
         "closed": bool(turn.closed),
         "action_valid": bool(turn.action_valid),
+        "sampling_log_probs": [float(value) for value in turn.sampling_log_probs],
     }
     return asdict(turn) | plain
 
@@ -72,6 +73,7 @@ def _turn_from_dict(state: Mapping[str, Any]) -> Turn:
         result_end=state["result_end"],
         closed=state["closed"],
         action_valid=state["action_valid"],
+        sampling_log_probs=tuple(state.get("sampling_log_probs", ())),
     )
 
 

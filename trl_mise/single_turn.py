@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .rollout import Generate
+from .rollout import Generate, SampledIds
 from .token_batch import pad_rows
 from .types import StopReason, Trajectory, Turn
 
@@ -74,6 +74,7 @@ def collect_responses(
                 action_span=(len(prompt) + start, len(prompt) + end),
                 result_end=len(prompt) + end,
                 closed=False,
+                sampling_log_probs=response.log_probs[start:end] if isinstance(response, SampledIds) else (),
             )
             for start, end in cutter.cut(response)
         )

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .callback import CalibrationCallback, HealthCallback, UpdateRecord
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .checks import check_arguments, check_batch
 from .config import MISEConfig
+from .drift import sampling_drift
 from .envs.base import EnvironmentFactory, EnvironmentFailure
 from .envs.check import check_env
 from .envs.pool import EnvironmentPool
@@ -52,6 +54,7 @@ from .update import (
     evaluate_rollout,
     ppo_update,
 )
+from .vllm_backend import VLLMBackend
 
 
 class NonFiniteUpdate(RuntimeError):
@@ -212,6 +215,17 @@ class MISETrainer(ResumableTrainer):
         name = self.args.generation_backend
         if name == "transformers":
             return TransformersBackend(keep_cache=self.args.rollout_keep_cache)
+        if name == "vllm":
+            return VLLMBackend(
+                self.policy,
+                self.accelerator,
+                self.processing_class,
+                base_url=self.args.vllm_server_base_url,
+                host=self.args.vllm_server_host,
+                port=self.args.vllm_server_port,
+                timeout=self.args.vllm_server_timeout,
+                group_port=self.args.vllm_group_port,
+            )
         return BACKENDS[name]()
 
     # The loop
@@ -496,7 +510,13 @@ class MISETrainer(ResumableTrainer):
             hindsight_placement="advantage" if hindsight is None else hindsight.placement,
             gate=1.0 if hindsight is None or hindsight.gate is None else hindsight.gate.value,
         )
-        return compute_targets(trajectories, layout, evaluation, step_scores, options, self._reduce_sum)
+        result = compute_targets(trajectories, layout, evaluation, step_scores, options, self._reduce_sum)
+        drift = sampling_drift(trajectories, layout, evaluation.log_probs, args.vllm_importance_sampling_cap)
+        update = result.update
+        if args.vllm_importance_sampling_correction:
+            # The clipped loss is homogeneous in the advantage: a weight on the one is a weight on the other.
+            update = replace(update, advantages=update.advantages * drift.weights)
+        return replace(result, update=update, metrics={**result.metrics, **drift.metrics})
 
     def update(
         self,

@@ -49,6 +49,8 @@ class Turn:
             this step; equal to `action_span[1]` where the result is not part of the tokens.
         closed (`bool`): the policy sampled a stop token itself (otherwise it ran into `max_new_tokens`).
         action_valid (`bool`): the environment understood the action.
+        sampling_log_probs (`tuple[float, ...]`): with which log-probability each sampled token was sampled, where an
+            engine other than the policy itself did so and said it; otherwise empty.
     """
 
     observation: str
@@ -58,6 +60,7 @@ class Turn:
     result_end: int
     closed: bool = True
     action_valid: bool = True
+    sampling_log_probs: tuple[float, ...] = ()
 
     @property
     def result_in_tokens(self) -> bool:
