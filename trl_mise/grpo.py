@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from .chat import ChatFormat, PlainFormat, PromptFormat
 from .completions import CompletionEpisodes, completion_episodes
 from .grpo_config import MISEGRPOConfig
 from .heads import eval_mode
-from .hindsight import HindsightReward
+from .hindsight import HindsightReward, NonFiniteVerdicts
 from .metrics import episode_metrics
 from .single_turn import StepCutter
 from .trajectory_log import TrajectoryLog
@@ -235,7 +236,19 @@ class MISEGRPOTrainer(GRPOTrainer):
         if not (is_training and self.uses_hindsight):
             return batch
         episodes = self.episodes(batch, inputs)
-        scores = self.score(episodes)
+        try:
+            scores = self.score(episodes)
+        except NonFiniteVerdicts as error:
+            if self.accelerator.num_processes > 1:
+                raise
+            task = dict(episodes.trajectories[error.episode].task)
+            warnings.warn(
+                f"update {self._num_batches + 1}: the verdicts on the episode of {task!r} are not finite, and "
+                f"hindsight is left out of this batch. {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return batch
         targets = self.advantages(batch["advantages"], episodes, scores)
         metrics = {**episode_metrics(episodes.trajectories), "hindsight/shaping_share": targets.shaping_share}
         self._pending = UpdateRecord(

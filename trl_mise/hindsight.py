@@ -1,10 +1,12 @@
 """`HindsightReward`: asks a language model about every step of a finished episode and makes a dense reward of it."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
 from torch import Tensor, nn
@@ -40,11 +42,26 @@ MIN_SIGMA = 0.05
 """Scores that hardly differ are not blown up to unit scale."""
 MAX_NORMALISED = 3.0
 
+logger = logging.getLogger(__name__)
+
 Calibrator = Callable[[np.ndarray], np.ndarray]
 
 
 class EvaluatorFailure(RuntimeError):
     """Raised where the evaluator gives no readable verdict; the message names the episode. Never a zero score."""
+
+
+class NonFiniteVerdicts(EvaluatorFailure):
+    """Verdict probabilities that are NaN or infinite: the model's arithmetic failed on this episode.
+
+    Args:
+        message (`str`): names episode and step.
+        episode (`int`): index of the first such episode.
+    """
+
+    def __init__(self, message: str, episode: int) -> None:
+        super().__init__(message)
+        self.episode = episode
 
 
 class HindsightReward:
@@ -204,14 +221,40 @@ class HindsightReward:
     def verdict_logits(
         self, model: nn.Module, trajectories: Sequence[Trajectory], *, requires_grad: bool = False
     ) -> VerdictLogits:
-        """`(S, K)` logits of the verdict words; with a graph for calibration. `row_index` skips empty episodes."""
-        return score_rows(
-            model,
-            self.questions(trajectories),
-            self.verdict_ids,
-            method=self.method,
-            max_tokens=self.max_tokens,
-            requires_grad=requires_grad,
+        """`(S, K)` logits of the verdict words; with a graph for calibration. `row_index` skips empty episodes.
+
+        Out of memory, it asks once more in passes of half the size, and keeps to that size.
+
+        Raises:
+            torch.OutOfMemoryError: that does not fit either.
+        """
+        questions = self.questions(trajectories)
+
+        def ask() -> VerdictLogits:
+            return score_rows(
+                model,
+                questions,
+                self.verdict_ids,
+                method=self.method,
+                max_tokens=self.max_tokens,
+                requires_grad=requires_grad,
+            )
+
+        try:
+            return ask()
+        except torch.OutOfMemoryError:
+            self.halve_passes()
+        # Not in the handler: the error's traceback holds the tensors that did not fit.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return ask()
+
+    def halve_passes(self) -> None:
+        """Out of memory: passes of half the tokens from now on; logged."""
+        before = self.max_tokens or DEFAULT_MAX_TOKENS
+        self.max_tokens = max(1, before // 2)
+        logger.warning(
+            "hindsight scoring ran out of memory with scoring_max_tokens=%d; going on with %d", before, self.max_tokens
         )
 
     def verdict_probs(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> np.ndarray:
@@ -316,11 +359,14 @@ class HindsightReward:
         ends = np.cumsum(num_steps)
         episode = int(np.searchsorted(ends, flat, side="right"))
         step = flat - int(ends[episode]) + num_steps[episode]
-        raise EvaluatorFailure(
+        message = (
             f"episode {episode}, step {step + 1} of {num_steps[episode]}: the evaluator's verdict probabilities "
             f"{probs[flat].tolist()} are not a distribution over {self.verdicts}; check the evaluator's weights and "
             "precision (non-finite logits?)"
         )
+        if np.isfinite(probs[flat]).all():
+            raise EvaluatorFailure(message)
+        raise NonFiniteVerdicts(message, episode)
 
     # What is made of it
 

@@ -32,7 +32,7 @@ from .envs.check import check_env
 from .envs.pool import EnvironmentPool
 from .generation import Sampling
 from .heads import context_limit, eval_mode, text_config
-from .hindsight import HindsightReward
+from .hindsight import HindsightReward, NonFiniteVerdicts
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
 from .micro_batches import MicroBatch, idle_micro_batches, last_state_batches, make_micro_batches
@@ -58,7 +58,7 @@ from .vllm_backend import VLLMBackend
 
 
 class NonFiniteUpdate(RuntimeError):
-    """Loss or gradient was not finite, too often in a row; names the episodes."""
+    """Loss, gradient or verdicts were not finite, too often in a row; names the episodes."""
 
 
 class MISETrainer(ResumableTrainer):
@@ -170,6 +170,7 @@ class MISETrainer(ResumableTrainer):
         self._log_file: TrajectoryLog | None = None
         self._in_session = False
         self._skipped_steps = 0
+        self._is_blocked = False
         calibrates = any(isinstance(callback, CalibrationCallback) for callback in self.callback_handler.callbacks)
         if self.hindsight is not None and not calibrates:
             self.add_callback(CalibrationCallback.from_config(args))
@@ -432,18 +433,30 @@ class MISETrainer(ResumableTrainer):
         """
         self._phase("evaluate")
         last = last_state_batches(trajectories, layout, self._micro_batch_size)
-        with eval_mode(self.model), self.accelerator.autocast():
-            questions, ref_questions = self._questions(trajectories)
+        passes = [*micro_batches, *self._as_many(last, trajectories, layout)]
+
+        def evaluate(questions: Questionnaire | None, ref_questions: Questionnaire | None) -> Evaluation:
             return evaluate_rollout(
                 self.model,
                 self.reference_policy,
                 layout,
-                [*micro_batches, *self._as_many(last, trajectories, layout)],
+                passes,
                 self.args.temperature,
                 head_max_bytes=self.args.head_max_bytes,
                 questions=questions,
                 ref_questions=ref_questions,
             )
+
+        with eval_mode(self.model), self.accelerator.autocast():
+            questions = self._questions(trajectories)
+            try:
+                return evaluate(*questions)
+            except torch.OutOfMemoryError:
+                if self.hindsight is None or questions == (None, None) or self.accelerator.num_processes > 1:
+                    raise  # with others beside it, they would wait for the passes that are made anew here
+                self.hindsight.halve_passes()
+            # Not in the handler: the error's traceback holds the tensors that did not fit.
+            return evaluate(*self._questions(trajectories))
 
     def _questions(self, trajectories: Sequence[Trajectory]) -> tuple[Questionnaire | None, Questionnaire | None]:
         """What the policy and the reference are asked on their passes over the trajectories."""
@@ -467,6 +480,8 @@ class MISETrainer(ResumableTrainer):
     ) -> HindsightScores | None:
         """Hindsight verdicts on every step; `None` where hindsight is off.
 
+        Also `None`, with the update that would follow skipped and counted, where a verdict is not finite.
+
         Args:
             trajectories (`Sequence[Trajectory]`): finished episodes.
             evaluation ([`Evaluation`], *optional*): of the same episodes; verdicts that rode on it are not asked for
@@ -479,8 +494,19 @@ class MISETrainer(ResumableTrainer):
         if evaluation is not None:
             known = evaluation.ref_verdicts if hindsight.evaluator == "reference" else evaluation.verdicts
         self._phase("scoring")
-        with self._evaluator() as evaluator, eval_mode(self.model), self.accelerator.autocast():
-            return hindsight.score(evaluator, trajectories, known)
+        scores, told = None, ""
+        try:
+            with self._evaluator() as evaluator, eval_mode(self.model), self.accelerator.autocast():
+                scores = hindsight.score(evaluator, trajectories, known)
+        except NonFiniteVerdicts as error:
+            told = f"the task {dict(trajectories[error.episode].task)!r}: {error}"
+        of_processes = gather_object([told]) if self.accelerator.num_processes > 1 else [told]
+        faults = [text for text in of_processes if text]
+        self._is_blocked = bool(faults)
+        if faults:
+            self._skipped("a verdict is not finite, the update is skipped", faults[0])
+            return None
+        return scores
 
     def _evaluator(self) -> AbstractContextManager[nn.Module]:
         if self.hindsight is not None and self.hindsight.evaluator == "reference":
@@ -528,6 +554,11 @@ class MISETrainer(ResumableTrainer):
         """PPO epochs over the rollout."""
         args = self.args
         self._phase("update")
+        if self._is_blocked:
+            return {
+                "num_optimizer_steps": 0.0,
+                "num_skipped_steps": float(args.num_ppo_epochs * args.num_mini_batches),
+            }
         self.model.train()
         kl_coef = args.kl_coef if self._kl_is_loss else 0.0
         return ppo_update(
@@ -550,14 +581,17 @@ class MISETrainer(ResumableTrainer):
         self._skipped_steps = 0
 
     def _step_skipped(self, episodes: Sequence[int]) -> None:
-        """Names the episodes of an optimizer step that was not taken; ends the run after too many in a row."""
-        self._skipped_steps += 1
+        """Names the episodes of an optimizer step that was not taken."""
         named = ", ".join(f"{dict(self._played[i].task)!r}" for i in episodes[:3])
         more = f" and {len(episodes) - 3} others" if len(episodes) > 3 else ""
+        self._skipped("loss or gradient is not finite, the optimizer step is not taken", f"the tasks {named}{more}")
+
+    def _skipped(self, what: str, tasks: str) -> None:
+        """Counts and tells it; ends the run after too many in a row."""
+        self._skipped_steps += 1
         told = (
-            f"update {self.state.global_step + 1}: loss or gradient is not finite, the optimizer step is not taken "
-            f"({self._skipped_steps} in a row; max_skipped_steps={self.args.max_skipped_steps}). It was about the "
-            f"episodes of the tasks {named}{more}"
+            f"update {self.state.global_step + 1}: {what} ({self._skipped_steps} in a row; "
+            f"max_skipped_steps={self.args.max_skipped_steps}). It was about the episodes of {tasks}"
         )
         if self._skipped_steps > self.args.max_skipped_steps:
             raise NonFiniteUpdate(
