@@ -24,6 +24,8 @@ class ModelArguments:
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: the base in 4 bits (nf4); with --use_peft."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "The base in 8 bits; with --use_peft."})
     dtype: str = field(default="auto", metadata={"help": "Data type of the loaded weights: auto, float32, bfloat16."})
 
     def load(self) -> tuple[Any, Any, Any]:
@@ -31,14 +33,32 @@ class ModelArguments:
         from peft import LoraConfig
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
+            raise SystemExit("--load_in_4bit and --load_in_8bit: a quantised base cannot be trained; add --use_peft")
         tokenizer = AutoTokenizer.from_pretrained(self.model_name_or_path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=self.dtype)
+        model = AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=self.dtype, **self._quantisation())
         lora = LoraConfig(
             r=self.lora_r, lora_alpha=self.lora_alpha, task_type="CAUSAL_LM", target_modules="all-linear"
         )
         return model, tokenizer, lora if self.use_peft else None
+
+    def _quantisation(self) -> dict[str, Any]:
+        """Where each process's copy goes, and in how many bits."""
+        if not (self.load_in_4bit or self.load_in_8bit):
+            return {}
+        from accelerate import PartialState
+        from transformers import BitsAndBytesConfig
+
+        config = BitsAndBytesConfig(
+            load_in_4bit=self.load_in_4bit,
+            load_in_8bit=self.load_in_8bit,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        return {"quantization_config": config, "device_map": {"": PartialState().device}}
 
 
 def load_tiny(recipe: Any) -> tuple[Any, Any]:

@@ -78,6 +78,7 @@ LAYERS = {
             "writing",
             "kept_generation",
             "model_agent",
+            "export",
             "backends",
             "hindsight",
             "callback",

@@ -23,9 +23,10 @@ from trainer_fakes import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from trl_mise import CalibrationCallback, MISETrainer
+from trl_mise import CalibrationCallback, MISETrainer, merge_adapter
 from trl_mise.chat import ChatFormat
 from trl_mise.generation import Sampling, sample
+from trl_mise.heads import keep_four_bit_layout
 from trl_mise.rollout import RolloutLimits, collect_rollouts
 
 ROWS = [dict(row) for row in tasks(8)]
@@ -174,45 +175,149 @@ def test_a_reference_adapter(tmp_path: Path) -> None:
 # A quantised base
 
 
-def load_in_8bit(folder: Path) -> Any:
+EIGHT_BIT = BitsAndBytesConfig(load_in_8bit=True)
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+QLORA = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+)
+"""As in the QLoRA paper."""
+KINDS = [pytest.param(EIGHT_BIT, id="8-bit"), pytest.param(NF4, id="nf4"), pytest.param(QLORA, id="qlora")]
+
+
+def save_base(folder: Path) -> Path:
+    make_policy(make_tokenizer(), hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    return folder
+
+
+def load_quantised(folder: Path, config: BitsAndBytesConfig) -> Any:
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="no bitsandbytes wheel on this machine")
-    make_policy(make_tokenizer(), hidden_size=32, intermediate_size=64).save_pretrained(folder)
-    config = BitsAndBytesConfig(load_in_8bit=True)
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map={"": "cpu"})
+        return AutoModelForCausalLM.from_pretrained(
+            save_base(folder), quantization_config=config, device_map={"": "cpu"}
+        )
     except (RuntimeError, ValueError, ImportError) as error:
-        pytest.skip(f"bitsandbytes {bitsandbytes.__version__} cannot load an 8-bit model on this machine: {error}")
+        pytest.skip(f"bitsandbytes {bitsandbytes.__version__} cannot load such a model on this machine: {error}")
+
+
+def integers(tensors: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, tensor in tensors.items() if tensor.dtype in (torch.int8, torch.uint8)}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_8bit_base_trains(tmp_path: Path, checkpointing: bool) -> None:
-    model = load_in_8bit(tmp_path / "base")
+@pytest.mark.parametrize("config", KINDS)
+def test_a_quantised_base_trains(tmp_path: Path, config: BitsAndBytesConfig, checkpointing: bool) -> None:
+    """The adapter moves, the base keeps its integers; the value head, in full precision, learns beside it."""
+    model = load_quantised(tmp_path / "base", config)
     trainer = make_trainer(tmp_path / "run", model=model, peft_config=lora(), gradient_checkpointing=checkpointing)
     adapter, base = split_weights(trainer)
-    quantised = {name for name, tensor in base.items() if tensor.dtype == torch.int8}
-    assert len(quantised) == 7  # the linear layers of the only block
+    head = weights(trainer.actor_critic.value_model)
+    quantised = integers(base)
+    assert sum(name.endswith(".weight") for name in quantised) == 7  # the linear layers of the only block
+    assert {tensor.dtype for tensor in head.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     trainer.train()
     new_adapter, new_base = split_weights(trainer)
-    assert {name for name, tensor in new_base.items() if tensor.dtype == torch.int8} == quantised
+    assert integers(new_base) == quantised
     assert all(torch.equal(base[name], new_base[name]) for name in base)
     assert largest_difference(adapter, new_adapter) > 1e-3
+    assert largest_difference(head, weights(trainer.actor_critic.value_model)) > 1e-4
     entry = trainer.state.log_history[-1]
     assert entry["calibration/buffer_size"] == 16
     assert all(np.isfinite(value) for value in entry.values())
 
 
-def test_an_adapter_on_an_8bit_base_is_saved(tmp_path: Path) -> None:
-    model = load_in_8bit(tmp_path / "base")
+@pytest.mark.parametrize("config", KINDS)
+def test_the_reference_is_the_quantised_base(tmp_path: Path, config: BitsAndBytesConfig) -> None:
+    trainer = make_trainer(tmp_path / "run", model=load_quantised(tmp_path / "base", config), peft_config=lora())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    trainer.model.eval()  # on a CPU bitsandbytes computes 8-bit layers in one way in training, and in another here
+    before = reference_log_probs(trainer, ids)
+    trainer.train()
+    trainer.model.eval()
+    assert torch.equal(reference_log_probs(trainer, ids), before)
+    assert trainer.ref_model is None
+    with torch.no_grad():
+        assert not torch.allclose(trainer.policy(ids).logits.log_softmax(-1), before, atol=1e-4)
+
+
+@pytest.mark.parametrize(("config", "tolerance"), [(EIGHT_BIT, 0.1), (NF4, 1e-5), (QLORA, 1e-5)], ids=["8", "4", "q"])
+def test_the_first_step_finds_the_policy_that_sampled(
+    tmp_path: Path, config: BitsAndBytesConfig, tolerance: float
+) -> None:
+    """Old and new log-probabilities are one arithmetic; but for 8-bit layers on a CPU, see above."""
+    model = load_quantised(tmp_path / "base", config)
+    trainer = make_trainer(
+        tmp_path / "run", model=model, peft_config=lora(), num_ppo_epochs=1, total_episodes=8, learning_rate=1e-30
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["val/ratio_max_deviation"] < tolerance
+
+
+@pytest.mark.parametrize("config", KINDS)
+def test_an_adapter_on_a_quantised_base_is_saved(tmp_path: Path, config: BitsAndBytesConfig) -> None:
+    model = load_quantised(tmp_path / "base", config)
     trainer = make_trainer(tmp_path / "run", model=model, peft_config=lora(), save_strategy="steps", save_steps=2)
     trainer.train()
     folder = tmp_path / "run" / "checkpoint-2"
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
-    again = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "base", quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map={"": "cpu"}
-    )
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config, device_map={"": "cpu"})
     loaded = PeftModel.from_pretrained(again, folder)
+    keep_four_bit_layout(loaded)
     played = [t.token_ids for t in trainer.collect(ROWS, greedy=True)]
     assert play_greedily(loaded, make_tokenizer()) == played
+
+
+@pytest.mark.parametrize("config", KINDS)
+def test_a_run_on_a_quantised_base_is_resumed(tmp_path: Path, config: BitsAndBytesConfig) -> None:
+    """To the last bit, as on any base."""
+    whole = make_trainer(
+        tmp_path / "run",
+        model=load_quantised(tmp_path / "base", config),
+        peft_config=lora(),
+        save_strategy="steps",
+        save_steps=1,
+    )
+    whole.train()
+    again = make_trainer(tmp_path / "run", model=load_quantised(tmp_path / "base", config), peft_config=lora())
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert again.state.global_step == 2
+    assert largest_difference(split_weights(whole)[0], split_weights(again)[0]) == 0.0
+
+
+@pytest.mark.parametrize("config", KINDS)
+def test_merged_it_needs_neither_peft_nor_bitsandbytes(tmp_path: Path, config: BitsAndBytesConfig) -> None:
+    """The adapter in the full weights of the base: exactly that, and near to what was trained."""
+    trainer = make_trainer(
+        tmp_path / "run", model=load_quantised(tmp_path / "base", config), peft_config=lora(), total_episodes=32
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    merged = AutoModelForCausalLM.from_pretrained(
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged", base_model=tmp_path / "base")
+    )
+    assert not hasattr(merged, "peft_config") and not getattr(merged, "is_quantized", False)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        of_base = base(ids).logits
+        beside = PeftModel.from_pretrained(base, tmp_path / "adapter")(ids).logits
+        assert torch.allclose(merged(ids).logits, beside, atol=1e-5)
+        # The adapter's work is in it: it is nearer to what was trained than the base is.
+        trained = trainer.policy(ids).logits
+        assert (merged(ids).logits - trained).norm() < (of_base - trained).norm()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.chat_template == make_tokenizer().chat_template
+
+
+def test_what_cannot_be_merged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_config.json.*whole model already"):
+        merge_adapter(save_base(tmp_path / "base"), tmp_path / "merged")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="holds a model already"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "base")
+    with pytest.raises(ValueError, match="does not name a base; pass base_model="):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
 
 
 def embeddings_in_memory(vocab_size: int) -> int:

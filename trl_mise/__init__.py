@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trl_mise.config import MISEConfig
     from trl_mise.envs.base import EnvironmentFailure, TextEnv
     from trl_mise.envs.check import check_env
+    from trl_mise.export import merge_adapter
     from trl_mise.grpo import MISEGRPOTrainer
     from trl_mise.grpo_config import MISEGRPOConfig
     from trl_mise.health import HindsightHealthWarning
@@ -46,6 +47,7 @@ __all__ = [
     "Turn",
     "__version__",
     "check_env",
+    "merge_adapter",
 ]
 
 # name -> the module that defines it. Type checkers cannot read it, hence the imports above; a test compares the two.
@@ -70,6 +72,7 @@ _MODULE_OF = {
     "Trajectory": "trl_mise.types",
     "Turn": "trl_mise.types",
     "check_env": "trl_mise.envs.check",
+    "merge_adapter": "trl_mise.export",
 }
 
 try:

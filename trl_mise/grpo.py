@@ -22,7 +22,7 @@ from .callback import CalibrationCallback, HealthCallback, UpdateRecord
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .completions import CompletionEpisodes, completion_episodes
 from .grpo_config import MISEGRPOConfig
-from .heads import eval_mode
+from .heads import eval_mode, keep_four_bit_layout
 from .hindsight import HindsightReward, NonFiniteVerdicts
 from .metrics import episode_metrics
 from .single_turn import StepCutter
@@ -154,6 +154,7 @@ class MISEGRPOTrainer(GRPOTrainer):
 
     def _set_up(self, hindsight: HindsightReward | bool | None) -> None:
         args = self.args
+        keep_four_bit_layout(self.model)
         if getattr(self, "_is_vlm", False):
             raise ValueError(
                 "processing_class is a processor with images: hindsight reads text only; pass a tokenizer"

@@ -173,3 +173,14 @@ def _scale_logits(config: Any, logits: torch.Tensor) -> torch.Tensor:
             logits = logits * factor
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def keep_four_bit_layout(model: nn.Module) -> None:
+    """Lets bitsandbytes leave 4-bit weights as they are on a CPU.
+
+    Where the processor has AVX512-BF16 it lays them out anew at the first pass in evaluation mode, in place and for
+    another arithmetic: the rollout's log-probabilities would be computed otherwise than those of the update.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

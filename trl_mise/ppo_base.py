@@ -16,6 +16,7 @@ from transformers.trainer_callback import ProgressCallback
 from .actor_critic import ActorCritic, ValueHead
 from .callback import PhaseProgressCallback
 from .config import MISEConfig
+from .heads import keep_four_bit_layout
 from .ppo import PPOTrainer
 
 VALUE_HEAD_NAME = "value_head.safetensors"
@@ -47,6 +48,7 @@ class RepairedPPOTrainer(PPOTrainer):
     def _repair(self) -> None:
         """Puts right what PPOTrainer's `__init__` leaves behind."""
         args = self.args
+        keep_four_bit_layout(self.actor_critic)
         self.reward_model = None if isinstance(self.reward_model, nn.Identity) else self.reward_model
         # Our loop accumulates gradients itself; accelerate would divide the losses and skip optimizer steps.
         self.accelerator.gradient_accumulation_steps = 1
