@@ -61,6 +61,7 @@ LAYERS = {
             "architectures",
             "calibration_losses",
             "drift",
+            "sharding",
         ],
         ["transformers", "trl"],
     ),

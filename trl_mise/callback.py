@@ -22,6 +22,7 @@ from .health import HealthMonitor, HealthThresholds, HindsightHealthWarning
 from .hindsight import HindsightReward
 from .metrics import hindsight_metrics
 from .packing import plan_batches
+from .sharding import is_sharded
 from .types import HindsightScores, Trajectory
 from .writing import written_loss
 from .written import balanced_advantages, calibration_rewards
@@ -135,6 +136,12 @@ class CalibrationCallback(TrainerCallback):
         hindsight = update.hindsight
         update.metrics.update(hindsight_metrics(update.scores, update.trajectories, hindsight.utilities))
         self._move_gate(update)
+        if self._regresses(hindsight) and is_sharded(update.policy):
+            raise ValueError(
+                f"calibration_target={self.target!r} takes steps with the policy's own parameters, but these are "
+                "shared out between processes (FSDP); set calibration_target='none' (posthoc_calibrator and the gate "
+                "go on), or train an adapter data parallel (examples/accelerate/ddp.yaml)"
+            )
         is_due = update.number % self.every == 0
         if hindsight.writes:
             if is_due and self._regresses(hindsight):

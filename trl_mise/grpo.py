@@ -25,6 +25,7 @@ from .grpo_config import MISEGRPOConfig
 from .heads import eval_mode, keep_four_bit_layout
 from .hindsight import HindsightReward, NonFiniteVerdicts
 from .metrics import episode_metrics
+from .sharding import gathered
 from .single_turn import StepCutter
 from .trajectory_log import TrajectoryLog
 from .types import HindsightScores
@@ -279,7 +280,7 @@ class MISEGRPOTrainer(GRPOTrainer):
     def score(self, episodes: CompletionEpisodes) -> HindsightScores:
         """Hindsight verdicts on every step."""
         judge = self.reference_policy() if self.hindsight.evaluator == "reference" else nullcontext(self.policy)
-        with judge as evaluator, eval_mode(self.model), self.accelerator.autocast():
+        with judge as evaluator, gathered(self.model), eval_mode(self.model), self.accelerator.autocast():
             return self.hindsight.score(evaluator, episodes.trajectories)
 
     def advantages(

@@ -41,6 +41,7 @@ from .ppo_base import mixed_precision
 from .resume import ResumableTrainer
 from .rollout import Generate, RolloutLimits, collect_rollouts
 from .scorers import Questionnaire
+from .sharding import gathered
 from .single_turn import StepCutter, collect_responses, score_responses
 from .targets import TargetOptions, TargetResult, compute_targets
 from .tasks import TaskSampler
@@ -386,11 +387,12 @@ class MISETrainer(ResumableTrainer):
             stop_token_ids=self.chat.stop_token_ids if has_environment else single_turn_stops,
             batch_size=args.local_rollout_forward_batch_size,
         )
-        gathered = unwrap_model_for_generation(
+        of_deepspeed = unwrap_model_for_generation(
             self.model, self.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
         )
         with (
-            gathered as unwrapped,
+            of_deepspeed as unwrapped,
+            gathered(unwrapped),
             eval_mode(unwrapped),
             self.accelerator.autocast(),
             self.generation_backend.session(unwrapped.policy, sampling) as generate,
@@ -447,7 +449,7 @@ class MISETrainer(ResumableTrainer):
                 ref_questions=ref_questions,
             )
 
-        with eval_mode(self.model), self.accelerator.autocast():
+        with gathered(self.model), eval_mode(self.model), self.accelerator.autocast():
             questions = self._questions(trajectories)
             try:
                 return evaluate(*questions)
@@ -496,7 +498,12 @@ class MISETrainer(ResumableTrainer):
         self._phase("scoring")
         scores, told = None, ""
         try:
-            with self._evaluator() as evaluator, eval_mode(self.model), self.accelerator.autocast():
+            with (
+                self._evaluator() as evaluator,
+                gathered(self.model),
+                eval_mode(self.model),
+                self.accelerator.autocast(),
+            ):
                 scores = hindsight.score(evaluator, trajectories, known)
         except NonFiniteVerdicts as error:
             told = f"the task {dict(trajectories[error.episode].task)!r}: {error}"

@@ -1,0 +1,34 @@
+"""Parameters that are shared out between processes (FSDP2), put together for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """All parameters of an FSDP2 model on every process, so that a pass needs no other process.
+
+    Rollouts and scoring make as many passes as a process has turns and questions; sharded, one with fewer of them
+    would leave the others waiting. All processes must enter and leave together. Takes the memory of the whole model.
+    Does nothing to a model that is not sharded.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for index, module in enumerate(sharded):
+            module.reshard()
+            # The root keeps its own parameters from the forward to the backward pass, as FSDP2 has it.
+            module.set_reshard_after_forward(index > 0, recurse=False)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether any parameter of the model is shared out between processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
