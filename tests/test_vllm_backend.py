@@ -85,6 +85,12 @@ def test_evaluation_is_greedy_there_too(tmp_path: Path, server: VLLMServer) -> N
     assert {request["temperature"] for request in server.requests} == {0.0} and server.updates == 1
 
 
+def test_a_process_without_a_task_takes_part_in_the_transfer(tmp_path: Path, server: VLLMServer) -> None:
+    """Of two processes one may have nothing to evaluate: the other would wait for it."""
+    trainer = make_trainer(tmp_path, server.url)
+    assert trainer.collect([], greedy=True) == [] and server.updates == 1 and server.requests == []
+
+
 def test_another_arithmetic_is_measured_and_corrected(tmp_path: Path, rounding_server: VLLMServer) -> None:
     url = rounding_server.url
     corrected = make_trainer(tmp_path / "corrected", url)

@@ -336,6 +336,8 @@ class MISETrainer(ResumableTrainer):
         phase = "evaluation" if greedy else "rollout"
         self._phase(phase)
         with self._generator(greedy=greedy) as generate:
+            if not tasks:
+                return []  # but it was there when the processes put weights together, or sent them
             if self._environments is not None:
                 return collect_rollouts(
                     tasks,
@@ -693,7 +695,7 @@ class MISETrainer(ResumableTrainer):
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         rows = [dict(dataset[i]) for i in range(rank, len(dataset), ranks)]
         try:
-            trajectories = self.collect(rows, greedy=True) if rows else []
+            trajectories = self.collect(rows, greedy=True)
             self.without_failures(trajectories)
         finally:
             if not self._in_session:
