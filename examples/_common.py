@@ -90,14 +90,19 @@ def success_curve(log_history: list[dict[str, Any]]) -> list[float]:
 
 def train_and_report(trainer: Any, watch: "Stopwatch", title: str) -> None:
     """Greedy evaluation, training, greedy evaluation; policy, curve and summary go to `output_dir`."""
-    args = trainer.args
     before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     after = trainer.evaluate()
     trainer.save_model()
-    if not trainer.is_world_process_zero():
-        return
-    curve = success_curve(trainer.state.log_history)
+    if trainer.is_world_process_zero():
+        _report(trainer, before, after, watch, title)
+    # Processes that end without it, one before the other, may die of each other's silence.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+def _report(trainer: Any, before: dict[str, float], after: dict[str, float], watch: "Stopwatch", title: str) -> None:
+    args, curve = trainer.args, success_curve(trainer.state.log_history)
     plot_learning_curve(trainer, args.output_dir, title)
     write_summary(
         args.output_dir,

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +318,17 @@ class TestResume:
         logs = [(tmp_path / name / "trajectories.jsonl").read_text(encoding="utf-8") for name in ("whole", "cut")]
         assert logs[0] == logs[1]
 
+    def test_twice_resumed_its_log_is_whole(self, tmp_path: Path) -> None:
+        """Also from checkpoints in the middle of a batch, before the resumed run has written anything."""
+        args = config(tmp_path, save_strategy="steps", save_steps=1, num_iterations=2, max_steps=12)
+        make(MISEGRPOTrainer, args, callbacks=[StopAt(4)]).train()
+        make(MISEGRPOTrainer, args, callbacks=[StopAt(5)]).train(resume_from_checkpoint=True)
+        before = (tmp_path / "trajectories.jsonl").read_bytes()
+        assert before.count(b"\n") == 8
+        make(MISEGRPOTrainer, args).train(resume_from_checkpoint=True)
+        after = (tmp_path / "trajectories.jsonl").read_bytes()
+        assert after.startswith(before) and after.count(b"\n") > 8
+
     def test_forgetting_the_calibration_would_show(self, tmp_path: Path) -> None:
         whole = make(MISEGRPOTrainer, config(tmp_path / "whole", save_strategy="steps", save_steps=2))
         whole.train()
@@ -374,6 +387,10 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"must be a multiple of gradient_accumulation_steps=2"):
             make(MISEGRPOTrainer, args)
 
+    def test_a_view_that_cannot_be_shortened(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"hindsight_context_tokens rebuilds an episode.*max_completion_length"):
+            make(MISEGRPOTrainer, config(tmp_path, hindsight_context_tokens=100))
+
     def test_hindsight_of_another_kind(self, tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="hindsight must be a HindsightReward, False or None, got str"):
             make(MISEGRPOTrainer, config(tmp_path), hindsight="yes")
@@ -384,6 +401,48 @@ class TestErrors:
         args.use_liger_kernel = True
         with pytest.raises(ValueError, match="use_liger_kernel=True: its GRPO loss takes one advantage"):
             make(MISEGRPOTrainer, args)
+
+
+def test_rows_that_json_cannot_hold_do_not_end_a_run(tmp_path: Path) -> None:
+    rows = {"prompt": ["say 1", "say 2"] * 12, "when": [datetime(2026, 1, 1)] * 24, "raw": [b"x"] * 24, "n": [1] * 24}
+    args = config(tmp_path, save_strategy="steps", save_steps=2)
+    make(MISEGRPOTrainer, args, train_dataset=Dataset.from_dict(rows)).train()
+    first = json.loads((tmp_path / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert first["task"] == {"when": "2026-01-01 00:00:00", "raw": "b'x'", "n": 1}
+
+
+def test_a_batch_without_an_episode_in_written_mode(tmp_path: Path) -> None:
+    """No reward for any completion: nothing to judge, nothing to calibrate on."""
+    args = config(tmp_path, verdict_mode="generate", hindsight_prompt="judge {{ action }}", hindsight_reason_tokens=2)
+
+    def silent(completions: Sequence[str], **kwargs: Any) -> list[None]:
+        return [None] * len(completions)
+
+    trainer = make(MISEGRPOTrainer, args, reward_funcs=silent)
+    before = weights(trainer.model)
+    trainer.train()
+    assert largest_difference(before, weights(trainer.model)) == 0.0
+
+
+def test_a_frozen_judge_is_wholly_a_copy(tmp_path: Path) -> None:
+    """TRL also gives the head a forward of its own, with cast_lm_head_to_fp32."""
+    args = config(tmp_path, evaluator_model="reference", cast_lm_head_to_fp32=True)
+    model = make_policy(TOKENIZER).bfloat16()
+    trainer = make(MISEGRPOTrainer, args, model=model)
+    ids = torch.tensor([TOKENIZER("say 1")["input_ids"]])
+    with trainer.reference_policy() as reference, torch.no_grad():
+        before = reference.lm_head(reference.model(ids).last_hidden_state.to(reference.lm_head.weight.dtype))
+        trainer.model.lm_head.weight.mul_(2.0)
+        after = reference.lm_head(reference.model(ids).last_hidden_state.to(reference.lm_head.weight.dtype))
+    assert torch.equal(before, after)
+
+
+def test_options_of_a_subclass_do_not_matter(tmp_path: Path) -> None:
+    @dataclass
+    class Mine(GRPOConfig):
+        my_option: int = 3
+
+    assert MISEGRPOConfig.from_grpo_config(Mine(**options(tmp_path, beta=0.5))).beta == 0.5
 
 
 def test_an_upgraded_config_keeps_its_values(tmp_path: Path) -> None:

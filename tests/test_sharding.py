@@ -45,6 +45,10 @@ def test_a_process_may_generate_and_score_more_often_than_another(both: list[dic
         np.testing.assert_allclose(left["scores"], scores, atol=1e-6)
 
 
+def test_a_part_may_come_before_the_whole(both: list[dict[str, Any]]) -> None:
+    assert all(left["wrapped"] for left in both)
+
+
 def test_calibration_refuses_a_sharded_policy(both: list[dict[str, Any]]) -> None:
     """Its passes do not go through the module that puts the parameters together; better said than done wrong."""
     for left in both:

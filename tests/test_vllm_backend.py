@@ -15,6 +15,7 @@ from vllm_server import VLLMServer, serve
 from trl_mise import MISETrainer
 from trl_mise.advantages import action_layout
 from trl_mise.drift import sampling_drift
+from trl_mise.ppo import TRL_HAS_PPO
 from trl_mise.rollout import SampledIds
 from trl_mise.serialization import trajectory_from_dict, trajectory_to_dict
 from trl_mise.types import StopReason, Trajectory, Turn
@@ -125,6 +126,16 @@ class TestErrors:
     def test_no_server(self, tmp_path: Path, server: VLLMServer) -> None:
         with pytest.raises(ConnectionError, match=r"no vLLM server answers at http://127.0.0.1:9 .*trl vllm-serve"):
             make_trainer(tmp_path, "http://127.0.0.1:9", vllm_server_timeout=0.0)
+
+    @pytest.mark.skipif(TRL_HAS_PPO, reason="TRL's client of before 1.13 does not ask")
+    def test_log_probs_of_something_else(
+        self, tmp_path: Path, server: VLLMServer, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        make_trainer(tmp_path, server.url)
+        assert not any("logprobs-mode" in str(warning.message) for warning in recwarn)
+        server.logprobs_mode = "raw_logprobs"
+        with pytest.warns(UserWarning, match=r"--logprobs-mode raw_logprobs.*Restart it with"):
+            make_trainer(tmp_path, server.url)
 
     def test_too_few_answers(self, tmp_path: Path, server: VLLMServer) -> None:
         server.answer_fewer = True

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from test_callback import EPISODES, Run, calibration, make_policy
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -56,6 +57,31 @@ def gradients(model: Any) -> list[torch.Tensor]:
     return found
 
 
+class Wrapper(nn.Module):
+    """As our actor-critic: the policy is a part of what is trained and sharded."""
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.policy = policy
+        self.head = nn.Linear(16, 1)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.policy.model(ids).last_hidden_state)
+
+
+def policy_before_the_root() -> bool:
+    """The policy is used on its own before the whole has ever been: a rollout is the first thing that happens."""
+    run, model = Run(calibration()), Wrapper(make_policy())
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.policy.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    with torch.no_grad(), gathered(model):
+        run.hindsight.score(model.policy, EPISODES)
+    model(torch.tensor([EPISODES[0].token_ids])).sum().backward()
+    return all(isinstance(p, DTensor) for p in model.policy.model.layers.parameters())
+
+
 def refused() -> str:
     """What the calibration says to a sharded policy."""
     run = Run(calibration())
@@ -73,7 +99,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     Accelerator(cpu=True)  # opens the process group
     rank = dist.get_rank()
-    left = {**rollout_and_scoring(rank), "refused": refused()}
+    left = {**rollout_and_scoring(rank), "refused": refused(), "wrapped": policy_before_the_root()}
     dist.barrier()
     torch.save(left, folder / f"rank-{os.environ['RANK']}.pt")
     dist.destroy_process_group()

@@ -33,6 +33,7 @@ class VLLMServer:
         self.updates = 0
         self.answer_fewer = False
         self.fail = False
+        self.logprobs_mode = "processed_logprobs"
         self.generator = torch.Generator().manual_seed(0)
         server = self
 
@@ -49,7 +50,8 @@ class VLLMServer:
 
             def do_GET(self) -> None:
                 server.paths.append(self.path)
-                self.reply({"data": [{"id": "policy"}], "world_size": 1})
+                config = {"model_config": {"logprobs_mode": server.logprobs_mode}}
+                self.reply({"data": [{"id": "policy"}], "world_size": 1, "vllm_config": config})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")

@@ -215,10 +215,10 @@ class CalibrationCallback(TrainerCallback):
         scores, hindsight = update.scores, update.hindsight
         assert scores is not None and hindsight is not None and self.target != "none"
         returns = [trajectory.episode_return for trajectory in update.trajectories]
-        won = np.array([trajectory.success for trajectory in update.trajectories])
+        won = np.array([trajectory.success for trajectory in update.trajectories], dtype=bool)
         utilities = scores.split()
         rewards = calibration_rewards(utilities, np.array(_to_unit(returns, returns)), self.target)
-        chosen = self._some_of_each(won & np.array([np.isfinite(u).any() for u in utilities]), ~won)
+        chosen = self._some_of_each(won & np.array([np.isfinite(u).any() for u in utilities], dtype=bool), ~won)
         advantages = balanced_advantages([rewards[i] for i in chosen], won[chosen]) if len(chosen) else []
         written = scores.split_written()
         pairs = [
@@ -232,7 +232,7 @@ class CalibrationCallback(TrainerCallback):
             return {"calibration/skipped": 1.0}
         optimizer, _ = self._optimizer(args, update.policy)
         optimizer.zero_grad()
-        metrics = {"calibration/reward": float(np.nanmean(np.concatenate(rewards)))}
+        metrics = {"calibration/reward": float(np.nanmean(np.concatenate(rewards)))} if rewards else {}
         if pairs:
             with update.accelerator.autocast():
                 loss, parts = written_loss(

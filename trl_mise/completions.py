@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .chat import PromptFormat
+from .serialization import plain_task
 from .single_turn import StepCutter
 from .types import StopReason, Trajectory, Turn
 
@@ -84,7 +85,7 @@ def completion_episodes(
                 stop_reason=StopReason.TERMINATED if turns[-1].closed else StopReason.TOKEN_BUDGET,
                 instruction=chat.decode(prompt).strip(),
                 final_observation=rest,
-                task=dict(tasks[row]),
+                task=plain_task(tasks[row]),
                 won=bool(returns[row] >= success_return - 1e-6),
             )
         )

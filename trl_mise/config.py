@@ -168,7 +168,8 @@ class MISEConfig(HindsightConfig, PPOConfig):
 
         `bf16=True`, TRL's default that PPOTrainer ignores, is dropped where no device supports it.
         """
-        values = {f.name: getattr(config, f.name) for f in fields(config) if f.init}
+        own = {f.name for f in fields(cls)}  # a subclass of PPOConfig may have others
+        values = {f.name: getattr(config, f.name) for f in fields(config) if f.init and f.name in own}
         if values.get("bf16") and not torch.cuda.is_available():
             values["bf16"] = None
         return cls(**values)

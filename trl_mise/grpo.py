@@ -98,7 +98,8 @@ class MISEGRPOTrainer(GRPOTrainer):
             describes; `False` switches hindsight off, and then this *is* GRPOTrainer.
 
     Callbacks whose `on_step_end` takes an `update` get the [`UpdateRecord`] after the last optimizer step on a batch
-    of completions.
+    of completions; at the end of every optimizer step they are called without, so let it default to `None`. A batch
+    that training stops in the middle of is neither calibrated on nor logged.
     """
 
     _tag_names = ["trl", "grpo", "mise"]
@@ -186,12 +187,15 @@ class MISEGRPOTrainer(GRPOTrainer):
             return None
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
-                "beta=0 leaves no reference model for the judge's anchor, and a sharded policy is not copied; set "
-                "beta > 0, train an adapter (peft_config), or set calibration_anchor_coef=0"
+                "beta=0 leaves no reference model for the judge, and a sharded policy is not copied. Set "
+                "calibration_target='none', as calibration does not work on a sharded policy either (and "
+                "evaluator_model='policy' or beta > 0), or train an adapter data parallel"
             )
         reference: nn.Module = copy.deepcopy(self.model)
         # TRL puts a forward on the model itself, a closure about the policy, which a copy would go on calling.
-        vars(reference).pop("forward", None)
+        # With cast_lm_head_to_fp32 the head has one too.
+        for module in reference.modules():
+            vars(module).pop("forward", None)
         return reference.requires_grad_(False).eval()
 
     # The models
@@ -280,7 +284,13 @@ class MISEGRPOTrainer(GRPOTrainer):
     def score(self, episodes: CompletionEpisodes) -> HindsightScores:
         """Hindsight verdicts on every step."""
         judge = self.reference_policy() if self.hindsight.evaluator == "reference" else nullcontext(self.policy)
-        with judge as evaluator, gathered(self.model), eval_mode(self.model), self.accelerator.autocast():
+        with (
+            judge as evaluator,
+            gathered(self.model),
+            gathered(evaluator),
+            eval_mode(self.model),
+            self.accelerator.autocast(),
+        ):
             return self.hindsight.score(evaluator, episodes.trajectories)
 
     def advantages(
@@ -308,10 +318,18 @@ class MISEGRPOTrainer(GRPOTrainer):
             for callback in self.callback_handler.callbacks:
                 if "update" in inspect.signature(callback.on_step_end).parameters:
                     callback.on_step_end(self.args, self.state, self.control, update=record)
-        for name, value in record.metrics.items():
+        for name, value in self._averaged(record.metrics).items():
             self._metrics["train"][name].append(value)
         if self.args.log_trajectories:
             self._log_episodes(record)
+
+    def _averaged(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Over all processes, as far as all of them have them."""
+        if self.accelerator.num_processes == 1:
+            return metrics
+        of_processes = gather_object([dict(metrics)])
+        names = [name for name in metrics if all(name in other for other in of_processes)]
+        return {name: float(np.mean([other[name] for other in of_processes])) for name in names}
 
     def _log_episodes(self, record: UpdateRecord) -> None:
         """The episodes of all processes, process after process, into the main one's file."""
@@ -342,7 +360,7 @@ class MISEGRPOTrainer(GRPOTrainer):
         if not (self.uses_hindsight and self.args.should_save):
             return
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        log_bytes = None if self._log_file is None else self._log_file.num_bytes
+        log_bytes = self._log_bytes if self._log_file is None else self._log_file.num_bytes
         state = {"hindsight": self.hindsight.state_dict(), "batches": self._num_batches, "log_bytes": log_bytes}
         (folder / HINDSIGHT_STATE_NAME).write_text(json.dumps(state), encoding="utf-8")
         for callback in self._stateful_callbacks():
@@ -392,6 +410,13 @@ def _check_options(config: MISEGRPOConfig, hindsight: HindsightReward | bool | N
             f"steps_per_generation * num_iterations = {steps} must be a multiple of gradient_accumulation_steps="
             f"{config.gradient_accumulation_steps}: an optimizer step would mix two batches of completions, and "
             "calibration come between them"
+        )
+    cuts = config.hindsight_context_tokens is not None
+    if cuts or (isinstance(hindsight, HindsightReward) and hindsight.context_tokens is not None):
+        raise ValueError(
+            "hindsight_context_tokens rebuilds an episode from its texts, which is only right for MISETrainer's "
+            "environments (a completion's prompt has tools and a system text that it does not know); leave it at "
+            "None, and bound the episode with max_completion_length"
         )
     if config.use_liger_kernel and hasattr(GRPOTrainer, "compute_liger_loss"):
         raise ValueError("use_liger_kernel=True: its GRPO loss takes one advantage per completion; set it to False")

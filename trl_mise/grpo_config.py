@@ -65,6 +65,7 @@ class MISEGRPOConfig(HindsightConfig, GRPOConfig):
     @classmethod
     def from_grpo_config(cls, config: Any) -> "MISEGRPOConfig":
         """Upgrades a `GRPOConfig`: same values, MISE's own options at their defaults."""
-        values = {f.name: getattr(config, f.name) for f in fields(config) if f.init}
+        own = {f.name for f in fields(cls)}  # a subclass of GRPOConfig may have others
+        values = {f.name: getattr(config, f.name) for f in fields(config) if f.init and f.name in own}
         values["generation_batch_size"] = None  # worked out from steps_per_generation, as it was
         return cls(**values)

@@ -50,6 +50,17 @@ def trajectory_from_dict(state: Mapping[str, Any]) -> Trajectory:
     )
 
 
+def plain_task(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset's row with what JSON cannot hold written out, for rows that are only kept to be looked at."""
+    plain = {}
+    for name, value in task.items():
+        try:
+            plain[str(name)] = _to_json(value, "task")
+        except TypeError:
+            plain[str(name)] = str(value)
+    return plain
+
+
 def _turn_to_dict(turn: Turn) -> dict[str, Any]:
     start, end = turn.action_span
     plain = {

@@ -22,8 +22,14 @@ def gathered(model: nn.Module) -> Iterator[None]:
     Rollouts and scoring make as many passes as a process has turns and questions; sharded, one with fewer of them
     would leave the others waiting. All processes must enter and leave together. Takes the memory of the whole model.
     Does nothing to a model that is not sharded.
+
+    Args:
+        model (`nn.Module`): the outermost module, as it is trained; parts of it may be used on their own inside.
     """
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if sharded:
+        # A part whose forward comes before that of the whole would take itself for the root, for good.
+        sharded[0]._get_fsdp_state()._lazy_init()
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()

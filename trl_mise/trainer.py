@@ -394,7 +394,8 @@ class MISETrainer(ResumableTrainer):
         )
         with (
             of_deepspeed as unwrapped,
-            gathered(unwrapped),
+            # What is sent to a server is gathered one parameter at a time.
+            nullcontext() if isinstance(self.generation_backend, VLLMBackend) else gathered(self.model),
             eval_mode(unwrapped),
             self.accelerator.autocast(),
             self.generation_backend.session(unwrapped.policy, sampling) as generate,
@@ -503,6 +504,7 @@ class MISETrainer(ResumableTrainer):
             with (
                 self._evaluator() as evaluator,
                 gathered(self.model),
+                gathered(evaluator),  # a reference may be a model of its own
                 eval_mode(self.model),
                 self.accelerator.autocast(),
             ):

@@ -9,11 +9,13 @@ from torch import nn
 
 from ._trl import vllm_classes
 from .generation import Sampling
+from .notices import warn_once
 from .rollout import Generate, SampledIds
 
 SERVER_HINT = (
-    "start it first: trl vllm-serve --model <the policy> (or vllm serve, with the flags of TRL's guide), on GPUs that "
-    "the trainer does not use"
+    "start it first, on GPUs that the trainer does not use: trl vllm-serve --model <the policy>, or "
+    'VLLM_SERVER_DEV_MODE=1 vllm serve <the policy> --weight-transfer-config \'{"backend": "nccl"}\' '
+    "--logprobs-mode processed_logprobs --max-logprobs -1"
 )
 
 
@@ -77,8 +79,21 @@ class VLLMBackend:
         except OSError as error:  # what requests raises is no ConnectionError of Python's
             raise ConnectionError(
                 f"generation_backend='vllm': no vLLM server answers at {self.base_url} within {timeout} s; "
-                f"{SERVER_HINT}, or name another address with vllm_server_base_url"
+                f"{SERVER_HINT}; or name another address with vllm_server_base_url"
             ) from error
+        self._check_log_probs()
+
+    def _check_log_probs(self) -> None:
+        """Warns if the server says that its log-probabilities are not those that it samples with."""
+        if not hasattr(self.client, "get_server_info"):
+            return  # TRL of before 1.13
+        mode = (self.client.get_server_info().get("model_config") or {}).get("logprobs_mode")
+        if mode not in (None, "processed_logprobs"):
+            warn_once(
+                f"the vLLM server at {self.base_url} runs with --logprobs-mode {mode}: what it says of its samples is "
+                "not what it sampled with, and the correction for the difference would be biased. Restart it with "
+                "--logprobs-mode processed_logprobs, or set vllm_importance_sampling_correction=False"
+            )
 
     @contextmanager
     def session(self, policy: nn.Module, sampling: Sampling) -> Iterator[Generate]:
