@@ -1,17 +1,12 @@
 """MISEGRPOTrainer on two real processes (torchrun, gloo): the weights of one, the episodes of both in one file."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+from torchrun import left_by_both
 from trainer_fakes import largest_difference, make_policy, weights
 from two_processes_grpo import TOKENIZER, trainer_of
-
-HERE = Path(__file__).parent
 
 
 def test_two_are_as_good_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,16 +15,7 @@ def test_two_are_as_good_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / name).mkdir()
     one = trainer_of(tmp_path / "one", 8)
     one.train()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(HERE / "two_processes_grpo.py"), str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / "two" / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1))
+    first, second = left_by_both("two_processes_grpo.py", tmp_path / "two")
     assert first["world"] == second["world"] == 2
     assert largest_difference(first["weights"], second["weights"]) == 0.0
     assert largest_difference(weights(make_policy(TOKENIZER)), weights(one.policy)) > 1e-2

@@ -81,6 +81,7 @@ LAYERS = {
             "model_agent",
             "export",
             "backends",
+            "processes",
             "hindsight",
             "callback",
             "judges",

@@ -30,6 +30,7 @@ from trainer_fakes import (
 from transformers import TrainerCallback
 
 from trl_mise import MISETrainer
+from trl_mise.callback import stateful_callbacks
 from trl_mise.checkpoints import CheckpointError, faults
 
 UPDATES = 5
@@ -215,7 +216,7 @@ def test_every_piece_of_state_matters(tmp_path: Path, lost: str, monkeypatch: py
         elif lost == "optimizer":
             resumed.optimizer.load_state_dict(before[lost])
         elif lost == "calibration":
-            for callback in resumed._stateful_callbacks():
+            for callback in stateful_callbacks(resumed.callback_handler.callbacks):
                 if hasattr(callback, "buffer"):
                     callback.buffer._examples.clear()
         return restored

@@ -1,37 +1,20 @@
 """FSDP2 on two real processes (torchrun, gloo): what may differ in length between them, and what is refused."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from test_callback import EPISODES, Run, calibration, make_policy
+from torchrun import left_by_both
 
 from trl_mise.backends import TransformersBackend
 from trl_mise.generation import Sampling
 from trl_mise.sharding import gathered, is_sharded
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("fsdp")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(HERE / "two_processes_fsdp.py"), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,  # where one waits for the other, it waits for ever
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return left_by_both("two_processes_fsdp.py", tmp_path_factory.mktemp("fsdp"))
 
 
 def test_a_process_may_generate_and_score_more_often_than_another(both: list[dict[str, Any]]) -> None:

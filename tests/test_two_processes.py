@@ -1,38 +1,27 @@
 """Two real processes (torchrun, gloo): they agree, their episodes are all there, and they go on after a kill."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchrun
 from test_resume import UPDATES, assert_equal, trainer_of
 from trainer_fakes import largest_difference, weights
 
-HERE = Path(__file__).parent
-
 
 def run(folder: Path, kind: str, moment: str = "never", count: int = 1) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.run(
-        [*command, str(HERE / "two_processes.py"), str(folder), kind, moment, str(count)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return torchrun.run("two_processes.py", str(folder), kind, moment, str(count))
 
 
 def launch(folder: Path, kind: str, moment: str = "never", count: int = 1) -> list[dict[str, Any]] | None:
     """What the two end with; `None` if one was killed."""
     done = run(folder, kind, moment, count)
     if done.returncode == 0:
-        return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
+        return torchrun.saved(folder)
     assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr[-3000:]
     return None
 

@@ -3,7 +3,6 @@
 torchrun --standalone --nproc_per_node 2 two_processes_fsdp.py FOLDER
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torchrun import save_and_leave
 
 from trl_mise.backends import TransformersBackend
 from trl_mise.generation import Sampling
@@ -100,11 +100,7 @@ def main(folder: Path) -> None:
     Accelerator(cpu=True)  # opens the process group
     rank = dist.get_rank()
     left = {**rollout_and_scoring(rank), "refused": refused(), "wrapped": policy_before_the_root()}
-    dist.barrier()
-    torch.save(left, folder / f"rank-{os.environ['RANK']}.pt")
-    # Everything is done and saved: once in a while gloo's threads abort in the interpreter's own end.
-    sys.stderr.flush()
-    os._exit(0)
+    save_and_leave(left, folder)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 torchrun --standalone --nproc_per_node 2 two_processes_grpo.py FOLDER
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from test_grpo import TOKENIZER, config, make
+from torchrun import save_and_leave
 from trainer_fakes import weights
 
 from trl_mise import MISEGRPOTrainer
@@ -58,11 +58,7 @@ def main(folder: Path) -> None:
         "judge": trainer.hindsight.state_dict(),
         "world": dist.get_world_size(),
     }
-    dist.barrier()
-    torch.save(left, folder / f"rank-{os.environ['RANK']}.pt")
-    # Everything is done and saved: once in a while gloo's threads abort in the interpreter's own end.
-    sys.stderr.flush()
-    os._exit(0)
+    save_and_leave(left, folder)
 
 
 if __name__ == "__main__":

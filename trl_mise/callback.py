@@ -412,6 +412,23 @@ class HealthCallback(TrainerCallback):
             warnings.warn(f"update {state.global_step}: {message}", HindsightHealthWarning, stacklevel=2)
 
 
+def stateful_callbacks(callbacks: Sequence[TrainerCallback]) -> list[Any]:
+    """Those with something to keep in a checkpoint: `save_state(directory)` and `load_state(directory)`."""
+    return [
+        callback
+        for callback in callbacks
+        if callable(getattr(callback, "save_state", None)) and callable(getattr(callback, "load_state", None))
+    ]
+
+
+def load_callbacks(callbacks: Sequence[TrainerCallback], directory: str, hindsight: HindsightReward | None) -> None:
+    """Restores what they kept; the judge gets its post-hoc map back."""
+    for callback in stateful_callbacks(callbacks):
+        callback.load_state(directory)
+        if isinstance(callback, CalibrationCallback) and hindsight is not None:
+            callback.attach(hindsight)
+
+
 def _expected(logits: Tensor, hindsight: HindsightReward) -> np.ndarray:
     """`(T, K)` verdict logits -> `(T,)` expected verdicts."""
     return logits.double().softmax(-1).cpu().numpy() @ hindsight.utilities

@@ -39,6 +39,8 @@ def sampling_drift(
         log_probs (`Tensor`): `(B, A)` log pi_old, recomputed by the trainer.
         cap (`float`): largest weight, at least 1.
     """
+    if not any(turn.sampling_log_probs for trajectory in trajectories for turn in trajectory.turns):
+        return SamplingDrift(torch.ones_like(log_probs), {})
     sampled = torch.full(layout.mask.shape, float("nan"))
     for row, trajectory in zip(sampled, trajectories, strict=True):
         values = [

@@ -8,23 +8,30 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ._trl import grpo_classes
-from .callback import CalibrationCallback, HealthCallback, UpdateRecord
+from .callback import (
+    CalibrationCallback,
+    HealthCallback,
+    UpdateRecord,
+    load_callbacks,
+    stateful_callbacks,
+)
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .completions import CompletionEpisodes, completion_episodes
 from .grpo_config import MISEGRPOConfig
 from .heads import eval_mode, keep_four_bit_layout
 from .hindsight import HindsightReward, NonFiniteVerdicts
 from .metrics import episode_metrics
+from .processes import from_all, means_over_all, numbers_of_all
 from .sharding import gathered
 from .single_turn import StepCutter
 from .trajectory_log import TrajectoryLog
@@ -298,12 +305,9 @@ class MISEGRPOTrainer(GRPOTrainer):
     ) -> TokenAdvantages:
         """Normalised scores beside GRPO's advantages; see [`token_advantages`]."""
         hindsight = self.hindsight
-        step_scores = scores.split(hindsight.normalise(scores, self._gather_numbers))
+        step_scores = scores.split(hindsight.normalise(scores, partial(numbers_of_all, self.accelerator)))
         gate = 1.0 if hindsight.gate is None else hindsight.gate.value
         return token_advantages(group_advantages, episodes, step_scores, hindsight.coef, gate)
-
-    def _gather_numbers(self, values: np.ndarray) -> np.ndarray:
-        return np.concatenate(gather_object([values])) if self.accelerator.num_processes > 1 else values
 
     # The end of a batch: calibration, log
 
@@ -318,23 +322,14 @@ class MISEGRPOTrainer(GRPOTrainer):
             for callback in self.callback_handler.callbacks:
                 if "update" in inspect.signature(callback.on_step_end).parameters:
                     callback.on_step_end(self.args, self.state, self.control, update=record)
-        for name, value in self._averaged(record.metrics).items():
+        for name, value in means_over_all(self.accelerator, record.metrics).items():
             self._metrics["train"][name].append(value)
         if self.args.log_trajectories:
             self._log_episodes(record)
 
-    def _averaged(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Over all processes, as far as all of them have them."""
-        if self.accelerator.num_processes == 1:
-            return metrics
-        of_processes = gather_object([dict(metrics)])
-        names = [name for name in metrics if all(name in other for other in of_processes)]
-        return {name: float(np.mean([other[name] for other in of_processes])) for name in names}
-
     def _log_episodes(self, record: UpdateRecord) -> None:
         """The episodes of all processes, process after process, into the main one's file."""
-        own = (record.trajectories, record.scores)
-        of_processes = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        of_processes = from_all(self.accelerator, (record.trajectories, record.scores))
         if not self.args.should_save:
             return
         if self._log_file is None:
@@ -363,7 +358,7 @@ class MISEGRPOTrainer(GRPOTrainer):
         log_bytes = self._log_bytes if self._log_file is None else self._log_file.num_bytes
         state = {"hindsight": self.hindsight.state_dict(), "batches": self._num_batches, "log_bytes": log_bytes}
         (folder / HINDSIGHT_STATE_NAME).write_text(json.dumps(state), encoding="utf-8")
-        for callback in self._stateful_callbacks():
+        for callback in stateful_callbacks(self.callback_handler.callbacks):
             callback.save_state(str(folder))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -379,13 +374,7 @@ class MISEGRPOTrainer(GRPOTrainer):
         state = json.loads(path.read_text(encoding="utf-8"))
         self.hindsight.load_state_dict(state["hindsight"])
         self._num_batches, self._log_bytes = state["batches"], state["log_bytes"]
-        for callback in self._stateful_callbacks():
-            callback.load_state(checkpoint)
-            if isinstance(callback, CalibrationCallback):
-                callback.attach(self.hindsight)
-
-    def _stateful_callbacks(self) -> list[Any]:
-        return [c for c in self.callback_handler.callbacks if hasattr(c, "save_state") and hasattr(c, "load_state")]
+        load_callbacks(self.callback_handler.callbacks, checkpoint, self.hindsight)
 
 
 class _BatchEnd(TrainerCallback):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers.trainer_callback import ProgressCallback
 
@@ -18,6 +17,7 @@ from .callback import PhaseProgressCallback
 from .config import MISEConfig
 from .heads import keep_four_bit_layout
 from .ppo import PPOTrainer
+from .processes import means_over_all, numbers_of_all
 
 VALUE_HEAD_NAME = "value_head.safetensors"
 VALUE_MODEL_DIR = "value_model"
@@ -127,7 +127,7 @@ class RepairedPPOTrainer(PPOTrainer):
 
     def _gather_numbers(self, values: np.ndarray) -> np.ndarray:
         """`(S,)` numbers of this process -> those of all processes."""
-        return np.concatenate(gather_object([values])) if self.accelerator.num_processes > 1 else values
+        return numbers_of_all(self.accelerator, values)
 
     def _phase(self, name: str, detail: str = "") -> None:
         for callback in self.callback_handler.callbacks:
@@ -146,10 +146,7 @@ class RepairedPPOTrainer(PPOTrainer):
         if not self.control.should_log or not self._window:
             return
         means = {name: float(np.mean(values)) for name, values in self._window.items()}
-        if self.accelerator.num_processes > 1:
-            by_rank = gather_object([means])
-            names = [name for name in means if all(name in other for other in by_rank)]
-            means = {name: float(np.mean([other[name] for other in by_rank])) for name in names}
+        means = means_over_all(self.accelerator, means)
         self._window.clear()
         self.log(means)
         self.control.should_log = False

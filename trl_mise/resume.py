@@ -14,9 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from accelerate.utils import gather_object
 
-from .callback import CalibrationCallback
+from .callback import load_callbacks, stateful_callbacks
 from .checkpoints import (
     STAGING,
     CheckpointError,
@@ -30,6 +29,7 @@ from .checkpoints import (
 )
 from .hindsight import HindsightReward
 from .ppo_base import RepairedPPOTrainer
+from .processes import from_all
 from .tasks import TaskSampler
 from .trajectory_log import TrajectoryLog
 
@@ -115,7 +115,7 @@ class ResumableTrainer(RepairedPPOTrainer):
             return
         trained = {name: p.detach().contiguous() for name, p in self._trained_parameters()}
         safetensors.torch.save_file(trained, folder / TRAINABLE_NAME)
-        for callback in self._stateful_callbacks():
+        for callback in stateful_callbacks(self.callback_handler.callbacks):
             callback.save_state(str(folder))
 
     def _loop_state(self) -> dict[str, Any]:
@@ -147,13 +147,6 @@ class ResumableTrainer(RepairedPPOTrainer):
 
     def _trained_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((name, p) for name, p in self.actor_critic.named_parameters() if p.requires_grad)
-
-    def _stateful_callbacks(self) -> list[Any]:
-        return [
-            callback
-            for callback in self.callback_handler.callbacks
-            if callable(getattr(callback, "save_state", None)) and callable(getattr(callback, "load_state", None))
-        ]
 
     # Going on
 
@@ -205,10 +198,7 @@ class ResumableTrainer(RepairedPPOTrainer):
         self._window.update(loop["log_window"])
         if self.hindsight is not None:
             self.hindsight.load_state_dict(loop["hindsight"])
-        for callback in self._stateful_callbacks():
-            callback.load_state(str(folder))
-            if isinstance(callback, CalibrationCallback) and self.hindsight is not None:
-                callback.attach(self.hindsight)
+        load_callbacks(self.callback_handler.callbacks, str(folder), self.hindsight)
         return loop["log_bytes"]
 
     def _check_identity(self, folder: Path, known: Mapping[str, Any]) -> None:
@@ -281,7 +271,6 @@ class ResumableTrainer(RepairedPPOTrainer):
 
     def _heed_sigterm(self) -> None:
         """At the end of an update: all processes stop if one was told to."""
-        told = gather_object([self._terminated]) if self.accelerator.num_processes > 1 else [self._terminated]
-        if any(told):
+        if any(from_all(self.accelerator, self._terminated)):
             self._terminated = True
             self.control.should_save = self.control.should_training_stop = True

@@ -38,6 +38,7 @@ from .metrics import episode_metrics
 from .micro_batches import MicroBatch, idle_micro_batches, last_state_batches, make_micro_batches
 from .ppo import TRL_HAS_PPO, PPOConfig
 from .ppo_base import mixed_precision
+from .processes import from_all
 from .resume import ResumableTrainer
 from .rollout import Generate, RolloutLimits, collect_rollouts
 from .scorers import Questionnaire
@@ -366,9 +367,9 @@ class MISETrainer(ResumableTrainer):
         """
         errors = [trajectory.error for trajectory in episodes if trajectory.failed]
         counts = (len(errors), len(episodes))
-        gathered = gather_object([counts]) if self.accelerator.num_processes > 1 else [counts]
-        num_failed, total = (sum(numbers) for numbers in zip(*gathered, strict=True))
-        none_left = any(failed and failed == played for failed, played in gathered)
+        of_all = from_all(self.accelerator, counts)
+        num_failed, total = (sum(numbers) for numbers in zip(*of_all, strict=True))
+        none_left = any(failed and failed == played for failed, played in of_all)
         if num_failed and (none_left or num_failed > self.args.max_env_error_rate * total):
             raise EnvironmentFailure(
                 f"{num_failed} of {total} episodes ended in an environment error (max_env_error_rate="
@@ -511,8 +512,7 @@ class MISETrainer(ResumableTrainer):
                 scores = hindsight.score(evaluator, trajectories, known)
         except NonFiniteVerdicts as error:
             told = f"the task {dict(trajectories[error.episode].task)!r}: {error}"
-        of_processes = gather_object([told]) if self.accelerator.num_processes > 1 else [told]
-        faults = [text for text in of_processes if text]
+        faults = [text for text in from_all(self.accelerator, told) if text]
         self._is_blocked = bool(faults)
         if faults:
             self._skipped("a verdict is not finite, the update is skipped", faults[0])
@@ -651,7 +651,7 @@ class MISETrainer(ResumableTrainer):
     ) -> None:
         """The episodes of all processes, process after process, into the main one's file."""
         own = (trajectories, scores, list(failed))
-        of_processes = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        of_processes = from_all(self.accelerator, own)
         if self._log_file is None:
             return
         for played, judged, broken in of_processes:
