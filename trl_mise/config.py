@@ -1,6 +1,6 @@
 """`MISEConfig`: TRL's `PPOConfig` plus environment, hindsight and calibration."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -122,10 +122,8 @@ class MISEConfig(HindsightConfig, PPOConfig):
     head_max_bytes: int = option(DEFAULT_HEAD_BYTES, "Most bytes of next-token logits in memory at a time.")
 
     def __post_init__(self) -> None:
-        precision: bool | None = self.__dict__["bf16"]
-        if precision is None:
-            # TRL's default is True, which PPOTrainer ignores; here it takes effect, so it must be worth having.
-            self.bf16 = bool(not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+        # TRL's default is True, which PPOTrainer ignores; here it takes effect.
+        self.choose_precision()
         super().__post_init__()
         if self.max_new_tokens is None:
             self.max_new_tokens = self.response_length
@@ -168,8 +166,7 @@ class MISEConfig(HindsightConfig, PPOConfig):
 
         `bf16=True`, TRL's default that PPOTrainer ignores, is dropped where no device supports it.
         """
-        own = {f.name for f in fields(cls)}  # a subclass of PPOConfig may have others
-        values = {f.name: getattr(config, f.name) for f in fields(config) if f.init and f.name in own}
+        values = cls.values_of(config)
         if values.get("bf16") and not torch.cuda.is_available():
             values["bf16"] = None
         return cls(**values)

@@ -29,7 +29,7 @@ from .chat import ChatFormat, PlainFormat, PromptFormat
 from .completions import CompletionEpisodes, completion_episodes
 from .grpo_config import MISEGRPOConfig
 from .heads import eval_mode, keep_four_bit_layout
-from .hindsight import HindsightReward, NonFiniteVerdicts
+from .hindsight import HindsightReward, NonFiniteVerdicts, coef_of
 from .metrics import episode_metrics
 from .processes import from_all, means_over_all, numbers_of_all
 from .sharding import gathered
@@ -127,17 +127,11 @@ class MISEGRPOTrainer(GRPOTrainer):
         hindsight: HindsightReward | bool | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(hindsight, HindsightReward | bool | None):
-            raise TypeError(
-                f"hindsight must be a HindsightReward, False or None, got {type(hindsight).__name__}: leave it out "
-                "for the one that args describes, or pass False to switch hindsight off"
-            )
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = MISEGRPOConfig(f"{name.split('/')[-1]}-GRPO")
         config = args if isinstance(args, MISEGRPOConfig) else MISEGRPOConfig.from_grpo_config(args)
-        coef = hindsight.coef if isinstance(hindsight, HindsightReward) else config.hindsight_coef
-        self.uses_hindsight = hindsight is not False and bool(coef)
+        self.uses_hindsight = coef_of(hindsight, config) > 0
         if self.uses_hindsight:
             _check_options(config, hindsight)
         super().__init__(

@@ -1,9 +1,7 @@
 """`MISEGRPOConfig`: TRL's `GRPOConfig` plus hindsight and calibration."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from ._trl import grpo_classes
 from .hindsight_config import HindsightConfig
@@ -31,10 +29,8 @@ class MISEGRPOConfig(HindsightConfig, GRPOConfig):
     success_return: float = option(1.0, "Return from which an episode counts as won.")
 
     def __post_init__(self) -> None:
-        precision: bool | None = self.__dict__["bf16"]
-        if precision is None:
-            # TRL's default is True, and an error on a machine that cannot do it.
-            self.bf16 = bool(not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+        # TRL's default is True, and an error on a machine that cannot do it.
+        self.choose_precision()
         super().__post_init__()
         self.complete_hindsight()
         if self.hindsight_placement != "advantage":
@@ -65,7 +61,6 @@ class MISEGRPOConfig(HindsightConfig, GRPOConfig):
     @classmethod
     def from_grpo_config(cls, config: Any) -> "MISEGRPOConfig":
         """Upgrades a `GRPOConfig`: same values, MISE's own options at their defaults."""
-        own = {f.name for f in fields(cls)}  # a subclass of GRPOConfig may have others
-        values = {f.name: getattr(config, f.name) for f in fields(config) if f.init and f.name in own}
+        values = cls.values_of(config)
         values["generation_batch_size"] = None  # worked out from steps_per_generation, as it was
         return cls(**values)

@@ -431,6 +431,22 @@ class HindsightReward:
         self._rng.bit_generator.state = dict(state["rng"])
 
 
+def coef_of(hindsight: HindsightReward | bool | None, config: Any) -> float:
+    """The weight alpha that a trainer's argument `hindsight` and its configuration come to; 0: no hindsight.
+
+    Raises:
+        TypeError: the argument is of another kind.
+    """
+    if not isinstance(hindsight, HindsightReward | bool | None):
+        raise TypeError(
+            f"hindsight must be a HindsightReward, False or None, got {type(hindsight).__name__}: leave it out "
+            "for the one that args describes, or pass False to switch hindsight off"
+        )
+    if hindsight is False:
+        return 0.0
+    return hindsight.coef if isinstance(hindsight, HindsightReward) else float(config.hindsight_coef)
+
+
 def _probabilities(logits: Tensor) -> np.ndarray:
     return logits.double().softmax(dim=-1).cpu().numpy()
 

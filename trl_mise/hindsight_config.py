@@ -1,8 +1,10 @@
 """`HindsightConfig`: the options of the judge and of its calibration, whichever trainer they belong to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+import torch
 
 from .own_ppo_config import option
 
@@ -109,6 +111,17 @@ class HindsightConfig:
     )
     health_warnings: bool = option(True, "Warn where the judge seems to fail.")
     log_trajectories: bool = option(True, "Write every training episode to trajectories.jsonl.")
+
+    def choose_precision(self: Any) -> None:
+        """bfloat16 where nothing was chosen and it is worth having."""
+        if self.__dict__["bf16"] is None:
+            self.bf16 = bool(not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+    @classmethod
+    def values_of(cls, config: Any) -> dict[str, Any]:
+        """What a configuration of TRL's says about the options that this one has too; a subclass may have others."""
+        own = {f.name for f in fields(cls)}
+        return {f.name: getattr(config, f.name) for f in fields(config) if f.init and f.name in own}
 
     def complete_hindsight(self) -> None:
         """Fills in the default weight and checks the options.

@@ -32,7 +32,7 @@ from .envs.check import check_env
 from .envs.pool import EnvironmentPool
 from .generation import Sampling
 from .heads import context_limit, eval_mode, text_config
-from .hindsight import HindsightReward, NonFiniteVerdicts
+from .hindsight import HindsightReward, NonFiniteVerdicts, coef_of
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
 from .micro_batches import MicroBatch, idle_micro_batches, last_state_batches, make_micro_batches
@@ -122,14 +122,8 @@ class MISETrainer(ResumableTrainer):
         generation_backend: GenerationBackend | None = None,
     ) -> None:
         config = args if isinstance(args, MISEConfig) else MISEConfig.from_ppo_config(args)
-        if not isinstance(hindsight, HindsightReward | bool | None):
-            raise TypeError(
-                f"hindsight must be a HindsightReward, False or None, got {type(hindsight).__name__}: leave it out "
-                "for the one that args describes, or pass False to switch hindsight off"
-            )
-        coef = hindsight.coef if isinstance(hindsight, HindsightReward) else config.hindsight_coef
         self.environment_factory = environment_factory
-        self.uses_hindsight = hindsight is not False and bool(coef)
+        self.uses_hindsight = coef_of(hindsight, config) > 0
         self.is_plain_ppo = TRL_HAS_PPO and environment_factory is None and not self.uses_hindsight
         if not self.is_plain_ppo:
             check_arguments(config, processing_class, train_dataset, environment_factory, reward_model)
