@@ -25,13 +25,16 @@ from .callback import (
     load_callbacks,
     stateful_callbacks,
 )
+from .card_texts import PAPER
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .completions import CompletionEpisodes, completion_episodes
 from .grpo_config import MISEGRPOConfig
 from .heads import eval_mode, keep_four_bit_layout
 from .hindsight import HindsightReward, NonFiniteVerdicts, coef_of
+from .hindsight_config import HindsightConfig
 from .metrics import episode_metrics
 from .processes import from_all, means_over_all, numbers_of_all
+from .publishing import PublishingTrainer
 from .sharding import gathered
 from .single_turn import StepCutter
 from .trajectory_log import TrajectoryLog
@@ -88,7 +91,7 @@ def token_advantages(
     )
 
 
-class MISEGRPOTrainer(GRPOTrainer):
+class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
     """GRPO whose advantages tell the steps of an episode apart.
 
     GRPO compares the returns of several completions of one prompt, and gives every token of a completion the same
@@ -111,6 +114,8 @@ class MISEGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "grpo", "mise"]
     _name = "MISE-GRPO"
+    _paper = PAPER
+    _card_options = (HindsightConfig, MISEGRPOConfig)
 
     def __init__(
         self,
@@ -134,6 +139,7 @@ class MISEGRPOTrainer(GRPOTrainer):
         self.uses_hindsight = coef_of(hindsight, config) > 0
         if self.uses_hindsight:
             _check_options(config, hindsight)
+        self._trl_environment = kwargs.get("environment_factory")
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -200,6 +206,13 @@ class MISEGRPOTrainer(GRPOTrainer):
         return reference.requires_grad_(False).eval()
 
     # The models
+
+    @property
+    def describes_itself(self) -> bool:
+        return self.uses_hindsight
+
+    def _card_environment(self) -> Any:
+        return self._trl_environment
 
     @property
     def policy(self) -> nn.Module:
@@ -345,10 +358,21 @@ class MISEGRPOTrainer(GRPOTrainer):
                 self._log_file = None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if not (self.uses_hindsight and self.args.should_save):
+        if not self.uses_hindsight:
+            super()._save_checkpoint(model, trial)
             return
+        self._finish_push_before_deleting()
+        with self._pushes_held():
+            super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        self._save_judge(folder)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    def _save_judge(self, folder: Path) -> None:
+        """What transformers does not know of: the judge's statistics, what callbacks keep, how long the log is."""
+        if not self.args.should_save:
+            return
         log_bytes = self._log_bytes if self._log_file is None else self._log_file.num_bytes
         state = {"hindsight": self.hindsight.state_dict(), "batches": self._num_batches, "log_bytes": log_bytes}
         (folder / HINDSIGHT_STATE_NAME).write_text(json.dumps(state), encoding="utf-8")

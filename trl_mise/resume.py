@@ -75,11 +75,13 @@ class ResumableTrainer(RepairedPPOTrainer):
                 start_staging(args.output_dir)
             accelerator.wait_for_everyone()
             self._staging = Path(args.output_dir) / STAGING
-            super()._save_checkpoint(model, trial)
+            with self._pushes_held():
+                super()._save_checkpoint(model, trial)
             self._save_loop(self._staging / name)
             accelerator.wait_for_everyone()
             if args.should_save:
                 publish(self._staging / name, target)
+                self._finish_push_before_deleting()
                 rotate(args.output_dir, args.save_total_limit, self.state.best_model_checkpoint)
             accelerator.wait_for_everyone()
         except Exception as error:
@@ -100,11 +102,6 @@ class ResumableTrainer(RepairedPPOTrainer):
     def _get_output_dir(self, trial: Any) -> str:
         """transformers writes checkpoints in here."""
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not before it has its name: the upload goes on in the background."""
-        if self._staging is None:
-            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_loop(self, folder: Path) -> None:
         """What transformers does not know of. Random states are each process's own."""

@@ -1,7 +1,6 @@
 """`MISETrainer`: TRL's PPOTrainer with multi-turn episodes and calibrated hindsight self-evaluation."""
 
 import os
-import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from .actor_critic import ValueHead
 from .advantages import ActionLayout, action_layout
 from .backends import BACKENDS, GenerationBackend, TransformersBackend
 from .callback import CalibrationCallback, HealthCallback, UpdateRecord
+from .card_texts import PAPER
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .checks import check_arguments, check_batch
 from .config import MISEConfig
@@ -90,17 +90,7 @@ class MISETrainer(ResumableTrainer):
 
     _tag_names = ["trl", "ppo", "mise"]
     _name = "MISE"
-    _paper = {
-        "title": "Mutual Information Self-Evaluation",
-        "id": "2604.11611",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{mise2026,
-                title        = {{Mutual Information Self-Evaluation}},
-                year         = 2026,
-                eprint       = {arXiv:2604.11611}
-            }"""),
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -267,6 +257,7 @@ class MISETrainer(ResumableTrainer):
                 metrics = {**episode_metrics(episodes), **targets.metrics, **update_metrics}
                 failed = [t for t in episodes if t.failed]
                 self._end_update(trajectories, scores, evaluation, targets, metrics, failed)
+        self._finish_current_push()
         losses = [entry["loss/policy_avg"] for entry in self.state.log_history if "loss/policy_avg" in entry]
         runtime = {"train_runtime": time.time() - start, "train_episodes": float(self.state.episode)}
         return TrainOutput(self.state.global_step, float(np.mean(losses)) if losses else 0.0, runtime)
