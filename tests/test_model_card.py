@@ -39,7 +39,7 @@ def rows(text: str) -> dict[str, str]:
 
 
 def snippet(text: str) -> str:
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return code
 
 
