@@ -196,15 +196,15 @@ class PublishingTrainer(Trainer):
     def _tell_of_failed_pushes(self) -> None:
         """Each once; transformers never looks at what came of an upload."""
         jobs = getattr(getattr(self, "push_in_progress", None), "jobs", [])
-        for job in [job for job in jobs if job.done()]:
-            jobs.remove(job)
-            error = None if job.cancelled() else job.exception()
-            if error is not None:
-                warnings.warn(
-                    f"a push to {self.hub_model_id} failed: {error}. The checkpoints in {self.args.output_dir} are "
-                    "whole; training goes on, and the next push brings what is missing",
-                    stacklevel=2,
-                )
+        done = [job for job in jobs if job.done()]
+        jobs[:] = [job for job in jobs if job not in done]
+        errors = [error for job in done if not job.cancelled() and (error := job.exception()) is not None]
+        if errors:
+            warnings.warn(
+                f"a push to {self.hub_model_id} failed: {errors[0]}. The checkpoints in {self.args.output_dir} are "
+                "whole; training goes on, and the next push brings what is missing",
+                stacklevel=2,
+            )
 
     @contextmanager
     def _pushes_held(self) -> Iterator[None]:
