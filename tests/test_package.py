@@ -84,6 +84,7 @@ LAYERS = {
             "processes",
             "hindsight",
             "callback",
+            "run_record",
             "judges",
             "tiny",
             "warm_start",

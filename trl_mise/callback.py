@@ -23,7 +23,7 @@ from .hindsight import HindsightReward
 from .metrics import hindsight_metrics
 from .packing import plan_batches
 from .sharding import is_sharded
-from .types import HindsightScores, Trajectory
+from .types import HindsightScores, StepCredit, Trajectory
 from .writing import written_loss
 from .written import balanced_advantages, calibration_rewards
 
@@ -44,6 +44,7 @@ class UpdateRecord:
         reference_verdicts (`Mapping[int, Tensor]`): `(T, K)` verdict logits of the reference model, by the index of
             the episode, as far as they are known.
         agreement (`np.ndarray`): `(B,)` mean_t A_t^env n_t of each episode, see [`AgreementGate`]; may be empty.
+        credit ([`StepCredit`], *optional*): what the steps were given to learn from.
     """
 
     trajectories: list[Trajectory]
@@ -56,6 +57,7 @@ class UpdateRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     reference_verdicts: Mapping[int, Tensor] = field(default_factory=dict)
     agreement: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    credit: StepCredit | None = None
 
 
 class CalibrationCallback(TrainerCallback):
@@ -410,6 +412,13 @@ class HealthCallback(TrainerCallback):
         judged = np.isfinite(scores)
         for message in self.monitor.update(update.metrics, scores[judged], won[judged]):
             warnings.warn(f"update {state.global_step}: {message}", HindsightHealthWarning, stacklevel=2)
+
+
+def tell(callbacks: Sequence[TrainerCallback], event: str, *args: Any) -> None:
+    """Calls the method of that name of the callbacks that have one."""
+    for callback in callbacks:
+        if hasattr(callback, event):
+            getattr(callback, event)(*args)
 
 
 def stateful_callbacks(callbacks: Sequence[TrainerCallback]) -> list[Any]:

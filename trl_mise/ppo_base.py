@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.trainer_callback import ProgressCallback
 
 from .actor_critic import ActorCritic, ValueHead
-from .callback import PhaseProgressCallback
+from .callback import PhaseProgressCallback, tell
 from .config import MISEConfig
 from .heads import keep_four_bit_layout
 from .ppo import PPOTrainer
@@ -130,9 +130,11 @@ class RepairedPPOTrainer(PPOTrainer):
         return numbers_of_all(self.accelerator, values)
 
     def _phase(self, name: str, detail: str = "") -> None:
-        for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "on_phase"):
-                callback.on_phase(name, detail)
+        self._tell("on_phase", name, detail)
+
+    def _tell(self, event: str, *args: Any) -> None:
+        """What transformers' handler has no event for, to the callbacks that have such a method."""
+        tell(self.callback_handler.callbacks, event, *args)
 
     def _fire(self, event: str, **kwargs: Any) -> None:
         self.control = self.callback_handler.call_event(event, self.args, self.state, self.control, **kwargs)
