@@ -92,9 +92,13 @@ def test_no_hindsight_no_shaping(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_takes_back_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    options: dict[str, Any] = dict(
-        total_episodes=32, logging_steps=1, save_strategy="steps", save_steps=2, eval_dataset=tasks(2)
-    )
+    options: dict[str, Any] = {
+        "total_episodes": 32,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "eval_dataset": tasks(2),
+    }
     whole = make_trainer(tmp_path / "whole", eval_strategy="steps", eval_steps=1, **options)
     whole.evaluate()
     whole.train()
