@@ -45,6 +45,8 @@ class UpdateRecord:
             the episode, as far as they are known.
         agreement (`np.ndarray`): `(B,)` mean_t A_t^env n_t of each episode, see [`AgreementGate`]; may be empty.
         credit ([`StepCredit`], *optional*): what the steps were given to learn from.
+        warnings (`list[str]`): what was said of this update; callbacks that come later may show or store it, and the
+            trainer passes it on to those with an `on_event`.
     """
 
     trajectories: list[Trajectory]
@@ -58,6 +60,7 @@ class UpdateRecord:
     reference_verdicts: Mapping[int, Tensor] = field(default_factory=dict)
     agreement: np.ndarray = field(default_factory=lambda: np.zeros(0))
     credit: StepCredit | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 class CalibrationCallback(TrainerCallback):
@@ -411,14 +414,22 @@ class HealthCallback(TrainerCallback):
         won = np.array([trajectory.success for trajectory in update.trajectories], dtype=bool)
         judged = np.isfinite(scores)
         for message in self.monitor.update(update.metrics, scores[judged], won[judged]):
+            update.warnings.append(message)
             warnings.warn(f"update {state.global_step}: {message}", HindsightHealthWarning, stacklevel=2)
 
 
-def tell(callbacks: Sequence[TrainerCallback], event: str, *args: Any) -> None:
-    """Calls the method of that name of the callbacks that have one."""
+def call_hooks(callbacks: Sequence[TrainerCallback], name: str, *values: Any) -> None:
+    """Calls the method of this name of all callbacks that have one.
+
+    Beside transformers' events the trainers know `on_phase(phase, detail)`, when a part of an update begins or gets
+    on; `on_event(kind, message, update)`, when there is something to be told (`"health"`, `"skipped"`);
+    `on_failure(error)`, when an error ends a run; and `on_close()`, when a run, or an evaluation outside of one, is
+    over, however it ended.
+    """
     for callback in callbacks:
-        if hasattr(callback, event):
-            getattr(callback, event)(*args)
+        hook = getattr(callback, name, None)
+        if callable(hook):
+            hook(*values)
 
 
 def stateful_callbacks(callbacks: Sequence[TrainerCallback]) -> list[Any]:

@@ -22,9 +22,9 @@ from .callback import (
     CalibrationCallback,
     HealthCallback,
     UpdateRecord,
+    call_hooks,
     load_callbacks,
     stateful_callbacks,
-    tell,
 )
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .completions import CompletionEpisodes, completion_episodes
@@ -257,12 +257,12 @@ class MISEGRPOTrainer(GRPOTrainer):
             if self.accelerator.num_processes > 1:
                 raise
             task = dict(episodes.trajectories[error.episode].task)
-            warnings.warn(
-                f"update {self._num_batches + 1}: the verdicts on the episode of {task!r} are not finite, and "
-                f"hindsight is left out of this batch. {error}",
-                RuntimeWarning,
-                stacklevel=2,
+            message = (
+                f"the verdicts on the episode of {task!r} are not finite, and hindsight is left out of this batch. "
+                f"{error}"
             )
+            self._event("skipped", message, self._num_batches + 1)
+            warnings.warn(f"update {self._num_batches + 1}: {message}", RuntimeWarning, stacklevel=2)
             return batch
         targets = self.advantages(batch["advantages"], episodes, scores)
         metrics = {**episode_metrics(episodes.trajectories), "hindsight/shaping_share": targets.shaping_share}
@@ -314,6 +314,10 @@ class MISEGRPOTrainer(GRPOTrainer):
 
     # The end of a batch: calibration, log
 
+    def _event(self, kind: str, message: str, update: int) -> None:
+        """Tells the callbacks with an `on_event` what happened in an update."""
+        call_hooks(self.callback_handler.callbacks, "on_event", kind, message, update)
+
     def _end_batch(self) -> None:
         """After an optimizer step; does something after the last one on a batch of completions."""
         record = self._pending
@@ -322,9 +326,14 @@ class MISEGRPOTrainer(GRPOTrainer):
         self._num_batches = record.number
         self._pending = None
         with eval_mode(self.model):
-            for callback in self.callback_handler.callbacks:
-                if "update" in inspect.signature(callback.on_step_end).parameters:
-                    callback.on_step_end(self.args, self.state, self.control, update=record)
+            try:
+                for callback in self.callback_handler.callbacks:
+                    if "update" in inspect.signature(callback.on_step_end).parameters:
+                        callback.on_step_end(self.args, self.state, self.control, update=record)
+            finally:
+                # Also where a filter makes an error of a warning: then it is what ended the run.
+                for message in record.warnings:
+                    self._event("health", message, record.number)
         for name, value in means_over_all(self.accelerator, record.metrics).items():
             self._metrics["train"][name].append(value)
         if self.args.log_trajectories:
@@ -349,12 +358,13 @@ class MISEGRPOTrainer(GRPOTrainer):
         try:
             return super().train(*args, **kwargs)
         except BaseException as error:
-            tell(self.callback_handler.callbacks, "on_failure", error)
+            call_hooks(self.callback_handler.callbacks, "on_failure", error)
             raise
         finally:
             if self._log_file is not None:
                 self._log_file.close()
                 self._log_file = None
+            call_hooks(self.callback_handler.callbacks, "on_close")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -22,7 +22,7 @@ from ._trl import unwrap_model_for_generation
 from .actor_critic import ValueHead
 from .advantages import ActionLayout, action_layout
 from .backends import BACKENDS, GenerationBackend, TransformersBackend
-from .callback import CalibrationCallback, HealthCallback, UpdateRecord
+from .callback import CalibrationCallback, HealthCallback, UpdateRecord, call_hooks
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .checks import check_arguments, check_batch
 from .config import MISEConfig
@@ -301,7 +301,7 @@ class MISETrainer(ResumableTrainer):
             yield self._batches()
             self._fire("on_train_end")
         except BaseException as error:
-            self._tell("on_failure", error)
+            call_hooks(self.callback_handler.callbacks, "on_failure", error)
             raise
         finally:
             self._close()
@@ -322,8 +322,11 @@ class MISETrainer(ResumableTrainer):
         self._in_session = False
         while self._logs:
             self._logs.popitem()[1].close()
-        if self._environments is not None:
-            self._environments.close()
+        try:
+            call_hooks(self.callback_handler.callbacks, "on_close")
+        finally:
+            if self._environments is not None:
+                self._environments.close()
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         """This process's rows of each update, until the end or until a callback stops the training."""
@@ -612,10 +615,13 @@ class MISETrainer(ResumableTrainer):
     def _skipped(self, what: str, tasks: str) -> None:
         """Counts and tells it; ends the run after too many in a row."""
         self._skipped_steps += 1
-        told = (
-            f"update {self.state.global_step + 1}: {what} ({self._skipped_steps} in a row; "
-            f"max_skipped_steps={self.args.max_skipped_steps}). It was about the episodes of {tasks}"
+        update = self.state.global_step + 1
+        message = (
+            f"{what} ({self._skipped_steps} in a row; max_skipped_steps={self.args.max_skipped_steps}). It was about "
+            f"the episodes of {tasks}"
         )
+        self._event("skipped", message, update)
+        told = f"update {update}: {message}"
         if self._skipped_steps > self.args.max_skipped_steps:
             raise NonFiniteUpdate(
                 f"{told}. Lower learning_rate, set max_grad_norm, or look at these episodes; a checkpoint of before "
@@ -653,7 +659,12 @@ class MISETrainer(ResumableTrainer):
         )
         self._phase("calibrate" if self.hindsight is not None else "finish")
         with eval_mode(self.model):
-            self._fire("on_step_end", update=record)
+            try:
+                self._fire("on_step_end", update=record)
+            finally:
+                # Also where a filter makes an error of a warning: then it is what ended the run.
+                for message in record.warnings:
+                    self._event("health", message, record.number)
         if self.args.log_trajectories:
             self._log_episodes(trajectories, scores, targets.credit, failed)
         self._heed_sigterm()
