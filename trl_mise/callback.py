@@ -23,7 +23,7 @@ from .hindsight import HindsightReward
 from .metrics import hindsight_metrics
 from .packing import plan_batches
 from .sharding import is_sharded
-from .types import HindsightScores, Trajectory
+from .types import HindsightScores, StepCredit, Trajectory
 from .writing import written_loss
 from .written import balanced_advantages, calibration_rewards
 
@@ -44,6 +44,9 @@ class UpdateRecord:
         reference_verdicts (`Mapping[int, Tensor]`): `(T, K)` verdict logits of the reference model, by the index of
             the episode, as far as they are known.
         agreement (`np.ndarray`): `(B,)` mean_t A_t^env n_t of each episode, see [`AgreementGate`]; may be empty.
+        credit ([`StepCredit`], *optional*): what the steps were given to learn from.
+        warnings (`list[str]`): what was said of this update; callbacks that come later may show or store it, and the
+            trainer passes it on to those with an `on_event`.
     """
 
     trajectories: list[Trajectory]
@@ -56,6 +59,8 @@ class UpdateRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     reference_verdicts: Mapping[int, Tensor] = field(default_factory=dict)
     agreement: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    credit: StepCredit | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 class CalibrationCallback(TrainerCallback):
@@ -409,7 +414,22 @@ class HealthCallback(TrainerCallback):
         won = np.array([trajectory.success for trajectory in update.trajectories], dtype=bool)
         judged = np.isfinite(scores)
         for message in self.monitor.update(update.metrics, scores[judged], won[judged]):
+            update.warnings.append(message)
             warnings.warn(f"update {state.global_step}: {message}", HindsightHealthWarning, stacklevel=2)
+
+
+def call_hooks(callbacks: Sequence[TrainerCallback], name: str, *values: Any) -> None:
+    """Calls the method of this name of all callbacks that have one.
+
+    Beside transformers' events the trainers know `on_phase(phase, detail)`, when a part of an update begins or gets
+    on; `on_event(kind, message, update)`, when there is something to be told (`"health"`, `"skipped"`);
+    `on_failure(error)`, when an error ends a run; and `on_close()`, when a run, or an evaluation outside of one, is
+    over, however it ended.
+    """
+    for callback in callbacks:
+        hook = getattr(callback, name, None)
+        if callable(hook):
+            hook(*values)
 
 
 def stateful_callbacks(callbacks: Sequence[TrainerCallback]) -> list[Any]:

@@ -22,6 +22,7 @@ from .callback import (
     CalibrationCallback,
     HealthCallback,
     UpdateRecord,
+    call_hooks,
     load_callbacks,
     stateful_callbacks,
 )
@@ -35,10 +36,11 @@ from .hindsight_config import HindsightConfig
 from .metrics import episode_metrics
 from .processes import from_all, means_over_all, numbers_of_all
 from .publishing import PublishingTrainer
+from .run_record import RunFacts, RunRecorder
 from .sharding import gathered
 from .single_turn import StepCutter
-from .trajectory_log import TrajectoryLog
-from .types import HindsightScores
+from .trajectory_log import EPISODES_NAME, TrajectoryLog
+from .types import HindsightScores, StepCredit
 
 GRPOTrainer: Any = grpo_classes()[1]
 
@@ -54,11 +56,13 @@ class TokenAdvantages:
         agreement (`np.ndarray`): `(N,)` mean_t A_n n_nt of each episode, see [`AgreementGate`]; empty where all
             advantages are 0 and nothing can be compared.
         shaping_share (`float`): how much of what the steps get is praise or blame.
+        credit ([`StepCredit`]): the advantages of the N episodes by steps.
     """
 
     advantages: Tensor
     agreement: np.ndarray
     shaping_share: float
+    credit: StepCredit
 
 
 def token_advantages(
@@ -84,10 +88,13 @@ def token_advantages(
     of_episodes = group_advantages.double().cpu().numpy()[episodes.rows]
     if of_episodes.any():
         agreement = np.array([a * n.mean() for a, n in zip(of_episodes, step_scores, strict=True)])
+    shaping = tuple(gate * coef * np.asarray(n, dtype=np.float64) for n in step_scores)
+    credit = StepCredit(shaping, tuple(a + s for a, s in zip(of_episodes, shaping, strict=True)))
     return TokenAdvantages(
         advantages=group_advantages[:, None] + praise.to(group_advantages.dtype),
         agreement=agreement,
         shaping_share=float(praise.abs().sum()) / total if total > 0 else 0.0,
+        credit=credit,
     )
 
 
@@ -159,9 +166,9 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         self._log_bytes: int | None = None
         self._own_reference: nn.Module | None = None
         if self.uses_hindsight:
-            self._set_up(hindsight)
+            self._set_up(hindsight, kwargs.get("environment_factory"))
 
-    def _set_up(self, hindsight: HindsightReward | bool | None) -> None:
+    def _set_up(self, hindsight: HindsightReward | bool | None, environment: Any) -> None:
         args = self.args
         keep_four_bit_layout(self.model)
         if getattr(self, "_is_vlm", False):
@@ -173,6 +180,7 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         if args.health_warnings:
             self.add_callback(HealthCallback())  # after the calibration, whose metrics it looks at
         self.add_callback(_BatchEnd(self))
+        self.add_callback(RunRecorder(RunFacts.of(self, self.policy, environment, args.generation_batch_size)))
         self.chat: PromptFormat = self._prompt_format()
         self.cutter = StepCutter(self.processing_class, args.step_delimiter)
         self.hindsight: HindsightReward = (
@@ -262,12 +270,12 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
             if self.accelerator.num_processes > 1:
                 raise
             task = dict(episodes.trajectories[error.episode].task)
-            warnings.warn(
-                f"update {self._num_batches + 1}: the verdicts on the episode of {task!r} are not finite, and "
-                f"hindsight is left out of this batch. {error}",
-                RuntimeWarning,
-                stacklevel=2,
+            message = (
+                f"the verdicts on the episode of {task!r} are not finite, and hindsight is left out of this batch. "
+                f"{error}"
             )
+            self._event("skipped", message, self._num_batches + 1)
+            warnings.warn(f"update {self._num_batches + 1}: {message}", RuntimeWarning, stacklevel=2)
             return batch
         targets = self.advantages(batch["advantages"], episodes, scores)
         metrics = {**episode_metrics(episodes.trajectories), "hindsight/shaping_share": targets.shaping_share}
@@ -281,6 +289,7 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
             self._num_batches + 1,
             metrics,
             agreement=targets.agreement,
+            credit=targets.credit,
         )
         return {**batch, "advantages": targets.advantages}
 
@@ -318,6 +327,10 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
 
     # The end of a batch: calibration, log
 
+    def _event(self, kind: str, message: str, update: int) -> None:
+        """Tells the callbacks with an `on_event` what happened in an update."""
+        call_hooks(self.callback_handler.callbacks, "on_event", kind, message, update)
+
     def _end_batch(self) -> None:
         """After an optimizer step; does something after the last one on a batch of completions."""
         record = self._pending
@@ -326,9 +339,14 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         self._num_batches = record.number
         self._pending = None
         with eval_mode(self.model):
-            for callback in self.callback_handler.callbacks:
-                if "update" in inspect.signature(callback.on_step_end).parameters:
-                    callback.on_step_end(self.args, self.state, self.control, update=record)
+            try:
+                for callback in self.callback_handler.callbacks:
+                    if "update" in inspect.signature(callback.on_step_end).parameters:
+                        callback.on_step_end(self.args, self.state, self.control, update=record)
+            finally:
+                # Also where a filter makes an error of a warning: then it is what ended the run.
+                for message in record.warnings:
+                    self._event("health", message, record.number)
         for name, value in means_over_all(self.accelerator, record.metrics).items():
             self._metrics["train"][name].append(value)
         if self.args.log_trajectories:
@@ -336,14 +354,14 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
 
     def _log_episodes(self, record: UpdateRecord) -> None:
         """The episodes of all processes, process after process, into the main one's file."""
-        of_processes = from_all(self.accelerator, (record.trajectories, record.scores))
+        of_processes = from_all(self.accelerator, (record.trajectories, record.scores, record.credit))
         if not self.args.should_save:
             return
         if self._log_file is None:
-            path = os.path.join(self.args.output_dir, "trajectories.jsonl")
+            path = os.path.join(self.args.output_dir, EPISODES_NAME)
             self._log_file = TrajectoryLog(path, keep_bytes=self._log_bytes)
-        for trajectories, scores in of_processes:
-            self._log_file.write(record.number, trajectories, scores)
+        for trajectories, scores, credit in of_processes:
+            self._log_file.write(record.number, trajectories, scores, credit)
 
     # Checkpoints
 
@@ -352,10 +370,14 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         self._pending, self._num_batches, self._log_bytes = None, 0, None
         try:
             return super().train(*args, **kwargs)
+        except BaseException as error:
+            call_hooks(self.callback_handler.callbacks, "on_failure", error)
+            raise
         finally:
             if self._log_file is not None:
                 self._log_file.close()
                 self._log_file = None
+            call_hooks(self.callback_handler.callbacks, "on_close")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not self.uses_hindsight:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.trainer_callback import ProgressCallback
 
 from .actor_critic import ActorCritic, ValueHead
-from .callback import PhaseProgressCallback
+from .callback import PhaseProgressCallback, call_hooks
 from .config import MISEConfig
 from .envs.base import EnvironmentFactory
 from .heads import keep_four_bit_layout
@@ -135,9 +135,11 @@ class RepairedPPOTrainer(PublishingTrainer, PPOTrainer):
         return numbers_of_all(self.accelerator, values)
 
     def _phase(self, name: str, detail: str = "") -> None:
-        for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "on_phase"):
-                callback.on_phase(name, detail)
+        call_hooks(self.callback_handler.callbacks, "on_phase", name, detail)
+
+    def _event(self, kind: str, message: str, update: int) -> None:
+        """Tells the callbacks with an `on_event` what happened in an update."""
+        call_hooks(self.callback_handler.callbacks, "on_event", kind, message, update)
 
     def _fire(self, event: str, **kwargs: Any) -> None:
         self.control = self.callback_handler.call_event(event, self.args, self.state, self.control, **kwargs)
