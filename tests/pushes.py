@@ -4,6 +4,7 @@ What came of each is printed as one JSON line; what arrived, the server knows.
 """
 
 import json
+import os
 import sys
 import urllib.request
 import warnings
@@ -32,7 +33,7 @@ def control(**told: str) -> None:
     request = urllib.request.Request(
         f"{constants.ENDPOINT}/control",
         json.dumps(told).encode(),
-        {"Authorization": f"Bearer {constants.os.environ['HF_TOKEN']}"},
+        {"Authorization": f"Bearer {os.environ['HF_TOKEN']}"},
     )
     urllib.request.urlopen(request).close()
 
@@ -84,7 +85,7 @@ def caught(call: Callable[[], Any]) -> tuple[list[str], BaseException | None]:
 
 def whole(folder: Path) -> Any:
     """A model at the end of training, and back again."""
-    trainer = pushing(folder, "whole", hub_strategy="end", hub_private_repo=True)
+    trainer = pushing(folder, "whole", hub_strategy="end", hub_private_repo=True, hub_token=os.environ["HF_TOKEN"])
     trainer.train()
     trainer.save_model()
     model = AutoModelForCausalLM.from_pretrained("tester/whole")

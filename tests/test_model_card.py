@@ -22,6 +22,7 @@ from trl_mise.envs.kitchen import KitchenEnv, make_tasks
 from trl_mise.envs.registry import environment_spec
 from trl_mise.model_card import is_edited, sealed, write_card
 from trl_mise.ppo import TRL_HAS_PPO
+from trl_mise.run_record import EVENTS_NAME, RUN_NAME
 
 SAVE = {"save_strategy": "steps", "save_steps": 1}
 LORA = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
@@ -187,19 +188,14 @@ class TestWhat:
         whole = make_trainer(tmp_path, **options)
         whole.train()
         first = next(entry for entry in whole.state.log_history if "env/success" in entry)
-        record = {"resumed": [{"update": 2, "at": "2026-01-01T00:00:00+00:00"}]}
-        (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        resumed = make_trainer(tmp_path, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
         events = [
             {"update": 1, "kind": "health", "message": "collapsed verdicts: | <b>"},
             {"update": 2, "kind": "skipped", "message": "not this one"},
         ]
         lines = [*map(json.dumps, events), '{"update": 3, "kind": "hea']
-        (tmp_path / "events.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        resumed = make_trainer(tmp_path, **options)
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-        # What a recorder would have kept.
-        (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
-        (tmp_path / "events.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        (tmp_path / EVENTS_NAME).write_text("\n".join(lines), encoding="utf-8")
         resumed.save_model()
         text = card_of(tmp_path).text
         found = rows(text)
@@ -212,7 +208,7 @@ class TestWhat:
     def test_a_record_that_cannot_be_read_is_left_out(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path)
         trainer.train()
-        (tmp_path / "run.json").write_text("[", encoding="utf-8")
+        (tmp_path / RUN_NAME).write_text("[", encoding="utf-8")
         trainer.save_model()
         assert "interrupted" not in card_of(tmp_path).text
 

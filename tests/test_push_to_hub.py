@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hub_server import HubServer, Repository, hub
+from hub_server import TOKEN, HubServer, Repository, hub
 
 ROOT = Path(__file__).parents[1]
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "value_head.safetensors"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "value_head.safetensors"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 ALWAYS = {"README.md", "training_args.bin"} | TOKENIZER
+RECORD = {"run.json", "metrics.jsonl", "events.jsonl", "trajectories.jsonl"}
+EVALUATIONS = {"evaluations.jsonl"}
+"""Arrive at the end, when nobody writes to them any more."""
 
 
 class Pushed(NamedTuple):
@@ -66,10 +69,17 @@ def test_the_hub_would_have_taken_everything(pushed: Pushed) -> None:
 def test_a_model_arrives_whole_and_can_be_used(pushed: Pushed) -> None:
     commits, said = pushed.commits("whole"), pushed.said["whole"]
     assert list(commits) == ["Model save", "again"], "hub_strategy='end': nothing before save_model"
-    assert commits["Model save"] == MODEL | ALWAYS | {"trajectories.jsonl"}
+    assert commits["Model save"] == MODEL | ALWAYS | RECORD | EVALUATIONS
     assert pushed.repository("whole").private
     assert (said["difference"], said["same template"], said["steps"]) == (0.0, True, 3)
     assert said["url"].startswith(pushed.server.url)
+
+
+def test_no_file_holds_the_token(pushed: Pushed) -> None:
+    """transformers would push it within the training arguments."""
+    files = pushed.repository("whole").files
+    assert [name for name, data in files.items() if TOKEN.encode() in data] == []
+    assert b"whole" in files["training_args.bin"]
 
 
 def test_the_card_of_a_pushed_model_names_its_repository(pushed: Pushed) -> None:
@@ -110,7 +120,7 @@ def test_a_checkpoint_is_not_deleted_while_it_is_uploaded(pushed: Pushed) -> Non
 def test_what_is_half_written_stays_here_and_a_card_of_a_person_goes_there(pushed: Pushed) -> None:
     files = pushed.repository("leftovers").files
     assert not [name for name in files if "checkpoint-9" in name or name.startswith("checkpoint-")]
-    assert MODEL | ALWAYS | {"trajectories.jsonl"} == set(files)
+    assert set(files) == MODEL | ALWAYS | RECORD | EVALUATIONS
     assert files["README.md"].decode() == "---\ntags: [mine]\n---\n# By hand\n"
 
 
@@ -123,7 +133,7 @@ def test_a_refused_push_is_told_and_costs_nothing(pushed: Pushed) -> None:
     assert name == "PushError" and is_push_error
     for part in ("tester/refused could not be pushed", "403", "Nothing is lost", "refused", "push_to_hub() again"):
         assert part in message, part
-    assert MODEL | ALWAYS | {"trajectories.jsonl"} <= set(said["saved"])
+    assert set(said["saved"]) >= MODEL | ALWAYS | RECORD
     assert pushed.repository("refused").commits == []
 
 
@@ -142,7 +152,7 @@ def test_grpo(pushed: Pushed) -> None:
         assert commits[f"Training in progress, step {step}"] == model
         checkpoint = commits[f"Training in progress, step {step}, checkpoint"]
         assert {f"last-checkpoint/{name}" for name in ("hindsight_state.json", "calibration.json")} <= checkpoint
-    assert commits["End of training"] == model | {"trajectories.jsonl"}
+    assert commits["End of training"] == model | RECORD
     card = pushed.repository("grpo").files["README.md"].decode()
     assert "MISE, on GRPO" in card and "tester/words" in card
     assert len(said["warnings"]) == 3 and said["raised"] == "None" and said["steps"] == 6

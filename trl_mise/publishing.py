@@ -1,5 +1,6 @@
 """What a trainer gives away: a model card beside every saved model, and pushes to the hub that can fail harmlessly."""
 
+import copy
 import glob
 import shutil
 import warnings
@@ -8,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 from transformers.utils.hub import hf_api
@@ -76,11 +79,20 @@ class PublishingTrainer(Trainer):
                 self._save_files(folder)
             if not is_kept:
                 self._put_card(folder)
+            self._leave_out_token(folder)
             self._saved = [p.relative_to(folder).as_posix() for p in sorted(Path(folder).rglob("*")) if p.is_file()]
         else:
             self._save_files(folder)  # parameters may have to be put together
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
+
+    def _leave_out_token(self, folder: str) -> None:
+        """transformers saves its arguments with the hub's token in them, and pushes the file."""
+        path = Path(folder) / TRAINING_ARGS_NAME
+        if self.args.hub_token is not None and path.exists():
+            args = copy.copy(self.args)
+            args.hub_token = None
+            torch.save(args, path)
 
     def create_model_card(
         self,
