@@ -146,9 +146,12 @@ def build_wheel(source: Path, folder: Path) -> Path:
 
 def commands() -> list[tuple[str, ...]]:
     """Entry points, called as a user would."""
-    scripts = [(name, "--help") for name in project(ROOT).get("scripts", {})]
-    modules = ["trl_mise.envs.webshop", *(["trl_mise.cli"] if (ROOT / "trl_mise" / "cli.py").exists() else [])]
-    return scripts + [("python", "-m", module, "--help") for module in modules]
+    found = [("python", "-m", "trl_mise.envs.webshop", "--help")]
+    for script in project(ROOT).get("scripts", {}):
+        found += [(script, "--help"), (script, "env"), (script, "envs"), (script, "check-env", "--env", "kitchen")]
+        found.append((script, "eval", "--env", "kitchen", "--agent", "expert", "--episodes", "5"))
+        found.append(("python", "-m", "trl_mise.cli", "train", "--help"))
+    return found
 
 
 if __name__ == "__main__":
