@@ -45,6 +45,9 @@ LAYERS = {
             "serialization",
             "tasks",
             "trajectory_log",
+            "live_run",
+            "live_frame",
+            "live_terminal",
             "checkpoints",
         ]
         + [f"envs.{path.stem}" for path in sorted((PACKAGE / "envs").glob("*.py")) if path.stem != "__init__"],
@@ -83,6 +86,8 @@ LAYERS = {
             "backends",
             "processes",
             "hindsight",
+            "live",
+            "trackers",
             "callback",
             "judges",
             "tiny",

@@ -33,6 +33,7 @@ from .envs.pool import EnvironmentPool
 from .generation import Sampling
 from .heads import context_limit, eval_mode, text_config
 from .hindsight import HindsightReward, NonFiniteVerdicts, coef_of
+from .live import show_live
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
 from .micro_batches import MicroBatch, idle_micro_batches, last_state_batches, make_micro_batches
@@ -173,6 +174,7 @@ class MISETrainer(ResumableTrainer):
         if self.hindsight is not None and args.health_warnings:
             # After the calibration, whose metrics it looks at.
             self.add_callback(HealthCallback())
+        show_live(self)
         if self._environments is not None and args.check_environment:
             try:
                 check_env(self._environments.factory, task=dict(self.train_dataset[0]))
@@ -702,6 +704,8 @@ class MISETrainer(ResumableTrainer):
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         rows = [dict(dataset[i]) for i in range(rank, len(dataset), ranks)]
         try:
+            if not self._in_session:
+                call_hooks(self.callback_handler.callbacks, "on_open")
             trajectories = self.collect(rows, greedy=True)
             self.without_failures(trajectories)
         finally:
