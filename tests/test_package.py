@@ -89,6 +89,7 @@ LAYERS = {
             "live",
             "trackers",
             "callback",
+            "run_record",
             "judges",
             "tiny",
             "warm_start",

@@ -31,7 +31,7 @@ class Recorder(TrainerCallback):
         self.stop_after = stop_after
 
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("on_") and name not in ("on_step_end", "on_phase", "on_event", "on_open", "on_close"):
+        if name.startswith("on_") and name not in ("on_step_end", "on_phase", "on_event", "on_open", "on_failure", "on_close"):
             return lambda args, state, control, **kwargs: self.events.append(name)
         return super().__getattribute__(name)
 

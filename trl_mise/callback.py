@@ -22,7 +22,7 @@ from .live import LiveViewCallback
 from .metrics import hindsight_metrics
 from .packing import plan_batches
 from .sharding import is_sharded
-from .types import HindsightScores, Trajectory
+from .types import HindsightScores, StepCredit, Trajectory
 from .writing import written_loss
 from .written import balanced_advantages, calibration_rewards
 
@@ -43,6 +43,7 @@ class UpdateRecord:
         reference_verdicts (`Mapping[int, Tensor]`): `(T, K)` verdict logits of the reference model, by the index of
             the episode, as far as they are known.
         agreement (`np.ndarray`): `(B,)` mean_t A_t^env n_t of each episode, see [`AgreementGate`]; may be empty.
+        credit ([`StepCredit`], *optional*): what the steps were given to learn from.
         warnings (`list[str]`): what was said of this update; callbacks that come later may show or store it, and the
             trainer passes it on to those with an `on_event`.
     """
@@ -57,6 +58,7 @@ class UpdateRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     reference_verdicts: Mapping[int, Tensor] = field(default_factory=dict)
     agreement: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    credit: StepCredit | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -420,7 +422,8 @@ def call_hooks(callbacks: Sequence[TrainerCallback], name: str, *values: Any) ->
 
     Beside transformers' events the trainers know `on_phase(phase, detail)`, when a part of an update begins or gets
     on; `on_event(kind, message, update)`, when there is something to be told (`"health"`, `"skipped"`); `on_open()`,
-    when an evaluation outside of a run begins; and `on_close()`, when it or a run is over, however it ended.
+    when an evaluation outside of a run begins; `on_failure(error)`, when an error ends a run; and `on_close()`, when
+    a run, or an evaluation outside of one, is over, however it ended.
     """
     for callback in callbacks:
         hook = getattr(callback, name, None)

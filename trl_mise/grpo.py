@@ -34,10 +34,11 @@ from .hindsight import HindsightReward, NonFiniteVerdicts, coef_of
 from .live import show_live
 from .metrics import episode_metrics
 from .processes import from_all, means_over_all, numbers_of_all
+from .run_record import RunFacts, RunRecorder
 from .sharding import gathered
 from .single_turn import StepCutter
-from .trajectory_log import TrajectoryLog
-from .types import HindsightScores
+from .trajectory_log import EPISODES_NAME, TrajectoryLog
+from .types import HindsightScores, StepCredit
 
 GRPOTrainer: Any = grpo_classes()[1]
 
@@ -53,11 +54,13 @@ class TokenAdvantages:
         agreement (`np.ndarray`): `(N,)` mean_t A_n n_nt of each episode, see [`AgreementGate`]; empty where all
             advantages are 0 and nothing can be compared.
         shaping_share (`float`): how much of what the steps get is praise or blame.
+        credit ([`StepCredit`]): the advantages of the N episodes by steps.
     """
 
     advantages: Tensor
     agreement: np.ndarray
     shaping_share: float
+    credit: StepCredit
 
 
 def token_advantages(
@@ -83,10 +86,13 @@ def token_advantages(
     of_episodes = group_advantages.double().cpu().numpy()[episodes.rows]
     if of_episodes.any():
         agreement = np.array([a * n.mean() for a, n in zip(of_episodes, step_scores, strict=True)])
+    shaping = tuple(gate * coef * np.asarray(n, dtype=np.float64) for n in step_scores)
+    credit = StepCredit(shaping, tuple(a + s for a, s in zip(of_episodes, shaping, strict=True)))
     return TokenAdvantages(
         advantages=group_advantages[:, None] + praise.to(group_advantages.dtype),
         agreement=agreement,
         shaping_share=float(praise.abs().sum()) / total if total > 0 else 0.0,
+        credit=credit,
     )
 
 
@@ -155,9 +161,9 @@ class MISEGRPOTrainer(GRPOTrainer):
         self._log_bytes: int | None = None
         self._own_reference: nn.Module | None = None
         if self.uses_hindsight:
-            self._set_up(hindsight)
+            self._set_up(hindsight, kwargs.get("environment_factory"))
 
-    def _set_up(self, hindsight: HindsightReward | bool | None) -> None:
+    def _set_up(self, hindsight: HindsightReward | bool | None, environment: Any) -> None:
         args = self.args
         keep_four_bit_layout(self.model)
         if getattr(self, "_is_vlm", False):
@@ -170,6 +176,7 @@ class MISEGRPOTrainer(GRPOTrainer):
             self.add_callback(HealthCallback())  # after the calibration, whose metrics it looks at
         self.add_callback(_BatchEnd(self))
         show_live(self)
+        self.add_callback(RunRecorder(RunFacts.of(self, self.policy, environment, args.generation_batch_size)))
         self.chat: PromptFormat = self._prompt_format()
         self.cutter = StepCutter(self.processing_class, args.step_delimiter)
         self.hindsight: HindsightReward = (
@@ -277,6 +284,7 @@ class MISEGRPOTrainer(GRPOTrainer):
             self._num_batches + 1,
             metrics,
             agreement=targets.agreement,
+            credit=targets.credit,
         )
         return {**batch, "advantages": targets.advantages}
 
@@ -345,14 +353,14 @@ class MISEGRPOTrainer(GRPOTrainer):
 
     def _log_episodes(self, record: UpdateRecord) -> None:
         """The episodes of all processes, process after process, into the main one's file."""
-        of_processes = from_all(self.accelerator, (record.trajectories, record.scores))
+        of_processes = from_all(self.accelerator, (record.trajectories, record.scores, record.credit))
         if not self.args.should_save:
             return
         if self._log_file is None:
-            path = os.path.join(self.args.output_dir, "trajectories.jsonl")
+            path = os.path.join(self.args.output_dir, EPISODES_NAME)
             self._log_file = TrajectoryLog(path, keep_bytes=self._log_bytes)
-        for trajectories, scores in of_processes:
-            self._log_file.write(record.number, trajectories, scores)
+        for trajectories, scores, credit in of_processes:
+            self._log_file.write(record.number, trajectories, scores, credit)
 
     # Checkpoints
 
@@ -361,6 +369,9 @@ class MISEGRPOTrainer(GRPOTrainer):
         self._pending, self._num_batches, self._log_bytes = None, 0, None
         try:
             return super().train(*args, **kwargs)
+        except BaseException as error:
+            call_hooks(self.callback_handler.callbacks, "on_failure", error)
+            raise
         finally:
             if self._log_file is not None:
                 self._log_file.close()

@@ -31,7 +31,7 @@ from .hindsight import HindsightReward
 from .ppo_base import RepairedPPOTrainer
 from .processes import from_all
 from .tasks import TaskSampler
-from .trajectory_log import TrajectoryLog
+from .trajectory_log import EPISODES_NAME, TrajectoryLog
 
 TRAINABLE_NAME = "trainable.safetensors"
 LOOP_STATE_NAME = "loop_state_{rank}.json"
@@ -45,13 +45,13 @@ class ResumableTrainer(RepairedPPOTrainer):
     trainer's state): the trained parameters of policy and value model by name, for any architecture and adapter;
     position and random state of the task queue, of the minibatches and of the judge; the judge's statistics and gate;
     whatever callbacks with `save_state(directory)` and `load_state(directory)` have to say; the log's unfinished
-    window; and how long `trajectories.jsonl` was.
+    window; and how long the files of episodes were.
     """
 
     hindsight: HindsightReward | None
     _sampler: TaskSampler
     _rng: np.random.Generator
-    _log_file: TrajectoryLog | None
+    _logs: dict[str, TrajectoryLog]
     state: Any
     _staging: Path | None = None
     _terminated = False
@@ -125,7 +125,7 @@ class ResumableTrainer(RepairedPPOTrainer):
             "tasks": self._sampler.state_dict(),
             "hindsight": None if self.hindsight is None else self.hindsight.state_dict(),
             "log_window": dict(self._window),
-            "log_bytes": None if self._log_file is None else self._log_file.num_bytes,
+            "log_bytes": {name: log.num_bytes for name, log in self._logs.items()},
         }
 
     def _run_identity(self) -> dict[str, Any]:
@@ -170,11 +170,11 @@ class ResumableTrainer(RepairedPPOTrainer):
             )
         return folder
 
-    def _restore(self, folder: Path) -> int | None:
+    def _restore(self, folder: Path) -> dict[str, int]:
         """Everything but the global random states, see `_restore_random_states`.
 
         Returns:
-            `int`: bytes of `trajectories.jsonl` that belong to the run so far; `None` if it wrote none.
+            `dict[str, int]`: bytes that belong to the run so far, of each of its files of episodes.
 
         Raises:
             CheckpointError: it is of another kind of run, or has the model only.
@@ -199,7 +199,9 @@ class ResumableTrainer(RepairedPPOTrainer):
         if self.hindsight is not None:
             self.hindsight.load_state_dict(loop["hindsight"])
         load_callbacks(self.callback_handler.callbacks, str(folder), self.hindsight)
-        return loop["log_bytes"]
+        known = loop["log_bytes"]
+        # A checkpoint of version 0.1 knows one file, or none.
+        return known if isinstance(known, dict) else {} if known is None else {EPISODES_NAME: known}
 
     def _check_identity(self, folder: Path, known: Mapping[str, Any]) -> None:
         own = self._run_identity()
