@@ -45,6 +45,7 @@ LAYERS = {
             "serialization",
             "tasks",
             "trajectory_log",
+            "judge_plots",
             "live_run",
             "live_frame",
             "live_terminal",

@@ -37,6 +37,7 @@ from .processes import from_all, means_over_all, numbers_of_all
 from .run_record import RunFacts, RunRecorder
 from .sharding import gathered
 from .single_turn import StepCutter
+from .trackers import track_episodes
 from .trajectory_log import EPISODES_NAME, TrajectoryLog
 from .types import HindsightScores, StepCredit
 
@@ -175,6 +176,7 @@ class MISEGRPOTrainer(GRPOTrainer):
         if args.health_warnings:
             self.add_callback(HealthCallback())  # after the calibration, whose metrics it looks at
         self.add_callback(_BatchEnd(self))
+        track_episodes(self)
         show_live(self)
         self.add_callback(RunRecorder(RunFacts.of(self, self.policy, environment, args.generation_batch_size)))
         self.chat: PromptFormat = self._prompt_format()

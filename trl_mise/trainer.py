@@ -48,6 +48,7 @@ from .sharding import gathered
 from .single_turn import StepCutter, collect_responses, score_responses
 from .targets import TargetOptions, TargetResult, compute_targets
 from .tasks import TaskSampler
+from .trackers import track_episodes
 from .trajectory_log import EPISODES_NAME, EVALUATIONS_NAME, TrajectoryLog
 from .types import HindsightScores, StepCredit, Trajectory
 from .update import (
@@ -176,6 +177,7 @@ class MISETrainer(ResumableTrainer):
         if self.hindsight is not None and args.health_warnings:
             # After the calibration, whose metrics it looks at.
             self.add_callback(HealthCallback())
+        track_episodes(self)
         show_live(self)
         # After all that takes time at the end of an update.
         self.add_callback(PhaseTimer())
