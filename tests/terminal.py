@@ -1,15 +1,19 @@
 """A terminal small enough to be read here: what a program that writes to a pty leaves on the screen."""
 
+import codecs
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
 import threading
+from collections.abc import Callable
 from fcntl import ioctl
 
-_CODE = re.compile(r"\x1b\[([?]?[0-9;]*)([A-Za-z])|\x1b\]8;[^\x1b]*\x1b\\")
+_CODE = re.compile(r"\x1b\[([?]?[0-9;]*)([A-Za-z])")
+_BEGUN = re.compile(r"\x1b(\[[?0-9;]*)?$")
 
 
 class Screen:
@@ -21,17 +25,21 @@ class Screen:
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.lines: list[list[str]] = [[]]
+        self.lines: list[list[tuple[str, str]]] = [[]]  # (character, codes of its style)
         self.row = self.column = 0
         self.shows_cursor = True
         self.unknown: set[str] = set()
+        self._style = self._rest = ""
 
     def feed(self, text: str) -> None:
-        position = 0
-        while position < len(text):
+        text, position = self._rest + text, 0
+        begun = _BEGUN.search(text)
+        self._rest = begun[0] if begun else ""
+        end = len(text) - len(self._rest)
+        while position < end:
             match = _CODE.match(text, position)
             if match:
-                self._code(match[1] or "", match[2] or "")
+                self._code(match[1], match[2])
                 position = match.end()
             else:
                 self._character(text[position])
@@ -47,8 +55,8 @@ class Screen:
                 self._down()
                 self.column = 0
             line = self.lines[self.row]
-            line.extend(" " * (self.column + 1 - len(line)))
-            line[self.column] = character
+            line.extend([(" ", "")] * (self.column + 1 - len(line)))
+            line[self.column] = (character, self._style)
             self.column += 1
 
     def _down(self) -> None:
@@ -62,35 +70,57 @@ class Screen:
         elif code == "K":
             line = self.lines[self.row]
             del line[0 if arguments == "2" else self.column :]
+        elif code == "m":
+            self._style = "" if arguments in ("", "0") else f"{self._style}\x1b[{arguments}m"
         elif (arguments, code) in (("?25", "l"), ("?25", "h")):
             self.shows_cursor = code == "h"
-        elif code not in ("m", ""):  # colours, links
+        else:
             self.unknown.add(arguments + code)
 
     @property
     def text(self) -> str:
-        return "\n".join("".join(line).rstrip() for line in self.lines)
+        return "\n".join("".join(character for character, _ in line).rstrip() for line in self.lines)
+
+    @property
+    def coloured(self) -> list[str]:
+        """The lines with the codes of their styles."""
+        return ["".join(f"{style}{character}\x1b[0m" for character, style in line) for line in self.lines]
 
 
-def run_in_terminal(command: list[str], env: dict[str, str], columns: int = 80, timeout: float = 300) -> Screen:
-    """Runs a command in a pty and returns what is on the screen afterwards."""
+def run_in_terminal(
+    command: list[str],
+    env: dict[str, str],
+    columns: int = 80,
+    timeout: float = 300,
+    until: Callable[[Screen], bool] = lambda screen: False,
+) -> Screen:
+    """Runs a command in a pty and returns what is on the screen afterwards.
+
+    Args:
+        command (`list[str]`), env (`dict[str, str]`): what is run.
+        columns (`int`): of the terminal.
+        timeout (`float`): seconds after which the command is killed.
+        until (`Callable[[Screen], bool]`): interrupts the command when it is true, and returns what is there then.
+    """
     parent, child = pty.openpty()
     ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=env, start_new_session=True)
     os.close(child)
     watchdog = threading.Timer(timeout, process.kill)
     watchdog.start()
-    written = b""
+    screen, decoder = Screen(columns), codecs.getincrementaldecoder("utf-8")()
     try:
         while chunk := _read(parent):
-            written += chunk
+            screen.feed(decoder.decode(chunk))
+            if until(screen):
+                break
+        process.send_signal(signal.SIGINT)
+        while _read(parent):
+            pass  # or it could not write its last words
         process.wait()
     finally:
         watchdog.cancel()
         os.close(parent)
-    screen = Screen(columns)
-    # The terminal's driver has made CR LF of every LF.
-    screen.feed(written.decode("utf-8"))
     return screen
 
 

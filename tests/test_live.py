@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import transformers.trainer
+from datasets import Dataset
 from rich.console import Console
 from terminal import Screen
 from test_grpo import config as grpo_config
@@ -374,3 +375,11 @@ def test_steps_of_grpo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert [line.split(" · ")[0] for line in lines[1:-1]] == ["step 2/6", "step 4/6", "step 6/6"]
     assert all(" · success " in line and " s/step · ETA " in line for line in lines[1:-1])
     assert phases == ["rollout", "scoring", "update", "calibrate"] * 3
+
+
+def test_an_evaluation_of_grpo_outside_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    prompts = Dataset.from_dict({"prompt": ["say 1", "say 2"]})
+    config = grpo_config(tmp_path, disable_tqdm=False, per_device_eval_batch_size=4)
+    make_grpo(MISEGRPOTrainer, config, eval_dataset=prompts).evaluate()
+    (line,) = lines_of(capfd.readouterr().err)
+    assert re.fullmatch(r"eval · reward \d\.\d\d", line)

@@ -113,6 +113,8 @@ class LiveViewCallback(ProgressCallback):
         self._refresh()
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._mode == "none" and not self.run.is_training:
+            self._choose_mode()  # of GRPO outside of a run: no panel, since nobody would close it after an error
         self._num_batches += 1
         dataloader: Any = kwargs.get("eval_dataloader")
         total = f"/{len(dataloader)}" if has_length(dataloader) else ""

@@ -136,11 +136,11 @@ def pace(seconds: float) -> str:
     return f"{seconds:.{digits}f} s"
 
 
-def trend(values: Sequence[float], margin: float = 0.02) -> int:
-    """1 where the last three values are above the three before, -1 where below, 0 where it cannot be told."""
+def trend(values: Sequence[float], margin: float = 0.05) -> int:
+    """1 where the last five values are above the five before, -1 where below, 0 where it may be chance."""
     if len(values) < 2:
         return 0
-    size = min(3, len(values) // 2)
+    size = min(5, len(values) // 2)
     now, before = sum(values[-size:]) / size, sum(values[-2 * size : -size]) / size
     return 0 if abs(now - before) < margin else 1 if now > before else -1
 
