@@ -50,6 +50,7 @@ LAYERS = {
             "live_frame",
             "live_terminal",
             "checkpoints",
+            "versions",
         ]
         + [f"envs.{path.stem}" for path in sorted((PACKAGE / "envs").glob("*.py")) if path.stem != "__init__"],
         ["torch", "transformers", "trl"],
@@ -174,7 +175,8 @@ def imports(node: ast.AST, package: str) -> Iterator[tuple[int, str]]:
 
 
 def imports_of(path: Path) -> list[tuple[int, str]]:
-    package = "trl_mise.envs" if path.parent.name == "envs" else "trl_mise"
+    in_package = path.is_relative_to(PACKAGE)
+    package = ".".join(["trl_mise", *path.parent.relative_to(PACKAGE).parts]) if in_package else "trl_mise"
     return list(imports(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)), package))
 
 
@@ -189,6 +191,15 @@ def test_a_layer_does_not_load_the_libraries_of_those_above(layer):
     if not present:
         pytest.skip(f"none of {modules} exists yet")
     arguments = [sys.executable, "-c", IMPORTER, json.dumps([present, forbidden])]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_command_line_waits_for_nothing_that_it_does_not_need():
+    """Commands reach into all layers, but when they are asked to."""
+    light = ["cli", *(f"commands.{path.stem}" for path in (PACKAGE / "commands").glob("*.py"))]
+    forbidden = ["torch", "transformers", "trl", "datasets", "rich", "tqdm"]
+    arguments = [sys.executable, "-c", IMPORTER, json.dumps([[full_name(module) for module in light], forbidden])]
     result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
 

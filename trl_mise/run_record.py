@@ -12,24 +12,22 @@ import functools
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from . import versions
 from .callback import UpdateRecord
 from .notices import warn_once
 
 RUN_NAME, METRICS_NAME, EVENTS_NAME = "run.json", "metrics.jsonl", "events.jsonl"
 SCHEMA = 1
-PACKAGES = ("trl-mise", "trl", "transformers", "accelerate", "peft", "datasets", "torch")
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class RunFacts:
             train_tasks=_rows(trainer.train_dataset),
             eval_tasks=None if evaluated is None else sum(_rows(dataset) for dataset in datasets),
             batch_size=batch_size,
-            options=trainer.args.to_sanitized_dict() | _lists(trainer.args),
+            options=trainer.args.to_dict(),  # tokens are masked in it
         )
 
 
@@ -103,30 +101,12 @@ def described(factory: Any) -> str:
     return str(getattr(factory, "__name__", type(factory).__name__))
 
 
-def _lists(args: Any) -> dict[str, Any]:
-    """Options that are lists of plain values, which transformers' own dictionary writes out as text."""
-    plain = (str, int, float, bool)
-    values = vars(args).items()
-    return {name: v for name, v in values if isinstance(v, list) and all(isinstance(item, plain) for item in v)}
-
-
 def _device_name(device: Any) -> str:
     if device.type != "cuda":
         return str(device.type)
     import torch
 
     return torch.cuda.get_device_name(device)
-
-
-def installed_versions() -> dict[str, str]:
-    """Of Python and of the packages that a result depends on; those that are missing are left out."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 class RunRecorder(TrainerCallback):
@@ -161,7 +141,7 @@ class RunRecorder(TrainerCallback):
             "error": None,
             **{name: getattr(self.facts, name) for name in self.facts.__dataclass_fields__},
             "total_updates": state.max_steps,
-            "versions": installed_versions(),
+            "versions": versions.report(),
             "resumed": [*known.get("resumed", []), *self._resumption(state)],
         }
         self._folder = folder
