@@ -267,7 +267,7 @@ def run_info(shape: Shape) -> dict[str, Any]:
         "environment": "webshop",
         "train_tasks": shape.train_tasks,
         "eval_tasks": shape.eval_tasks if shape.evaluations else None,
-        "total_updates": shape.updates,
+        "total_updates": shape.updates * (2 if shape.grpo else 1),  # of GRPO: optimizer steps
         "batch_size": shape.batch,
         "versions": {
             "trl-mise": "0.4.0",

@@ -8,7 +8,7 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from .run_data import EpisodeRecord, StepRecord
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SHORTER_TEXTS = (20_000, 4_000)
 SHORT_ACTION = 200
+TOGETHER = 8
 COMPRESSION = 9
 
 
@@ -71,13 +72,17 @@ def pack_episodes(
     encode = partial(_encode, episodes, extra or {})
     order = spread_order(episodes)
     total = len(episodes)
-    data = ""
-    for longest in (None, *SHORTER_TEXTS):
-        data = encode(Cut(longest))
+    most_characters = max((len(text) for e in episodes for text in _texts_of(e)), default=0)
+    told_longest: tuple[str, ...] = ()
+    longest, data = None, encode(Cut())
+    for shorter in SHORTER_TEXTS:
         if len(data) <= most_bytes:
-            notes = [] if longest is None else [_told_longest(longest)]
-            return PackedEpisodes(data, tuple(notes), total, total)
-    longest = SHORTER_TEXTS[-1]
+            break
+        if most_characters > shorter:
+            longest, told_longest = shorter, (_told_longest(shorter),)
+            data = encode(Cut(longest))
+    if len(data) <= most_bytes:
+        return PackedEpisodes(data, told_longest, total, total)
 
     def sampled(number: int) -> Cut:
         return Cut(longest, frozenset(order[:number]))
@@ -85,20 +90,24 @@ def pack_episodes(
     fitting = _most_that_fit(lambda n: encode(sampled(n)), total, most_bytes, len(data))
     if fitting is not None:
         count, data = fitting
-        return PackedEpisodes(data, (_told_sample(count, total), _told_longest(longest)), total, count)
-    data = encode(Cut(longest, frozenset(), numbers_only=True))
+        return PackedEpisodes(data, (_told_sample(count, total), *told_longest), total, count)
+    return _numbers_alone(encode, order, most_bytes)
+
+
+def _numbers_alone(encode: Callable[[Cut], str], order: Sequence[int], most_bytes: int) -> PackedEpisodes:
+    """No text at all, and where that is still too much, fewer episodes."""
+    total = len(order)
+    data = encode(Cut(sample=frozenset(), numbers_only=True))
     if len(data) <= most_bytes:
         told = f"All texts were left out, of the actions too: the numbers of {total:,} episodes fill the page."
         return PackedEpisodes(data, (told,), total, 0)
 
     def only(number: int) -> Cut:
-        return Cut(longest, frozenset(), frozenset(order[:number]), numbers_only=True)
+        return Cut(sample=frozenset(), only=frozenset(order[:number]), numbers_only=True)
 
     fitting = _most_that_fit(lambda n: encode(only(n)), total, most_bytes, len(data))
     if fitting is None:
-        raise ValueError(
-            f"{most_bytes} bytes hold no episode, not even an empty list of them ({len(encode(only(0)))})"
-        )
+        raise ValueError(f"{most_bytes} bytes do not even hold an empty list of episodes; give more")
     count, data = fitting
     told = (
         f"The list holds {count:,} of {total:,} episodes, spread evenly over the run, and only their numbers. Charts "
@@ -107,15 +116,21 @@ def pack_episodes(
     return PackedEpisodes(data, (told,), count, 0)
 
 
+def _texts_of(episode: EpisodeRecord) -> Iterator[str]:
+    yield from (episode.instruction, episode.final_observation, episode.error or "")
+    for step in episode.steps:
+        yield from (step.observation, step.action, step.evaluation or "")
+
+
 def _told_longest(longest: int) -> str:
     return f"Texts of more than {longest:,} characters are shortened in the middle; each says by how much."
 
 
 def _told_sample(count: int, total: int) -> str:
     return (
-        f"The texts of {count:,} of {total:,} episodes are here, whole tasks spread evenly over the run. Of the "
-        f"others observations are left out, and actions end after {SHORT_ACTION} characters; their numbers are all "
-        "here."
+        f"The texts of {count:,} of {total:,} episodes are here, spread evenly over the run, those of one task "
+        f"together. Of the others observations are left out, and actions end after {SHORT_ACTION} characters; all "
+        "their numbers are here."
     )
 
 
@@ -142,16 +157,31 @@ def _most_that_fit(
 def spread_order(episodes: Sequence[EpisodeRecord]) -> list[int]:
     """Numbers of the episodes, so that any beginning of the list is spread evenly over the run.
 
-    Episodes of one task stay together: they are there to be compared.
+    Up to `TOGETHER` episodes of a task follow one another, its first and its last before the others: they are there to
+    be compared.
     """
     groups: dict[str, list[int]] = {}
     for number, episode in enumerate(episodes):
-        # A group of GRPO meets its task again, if ever, in another epoch; evaluations meet theirs every time.
         groups.setdefault(f"{episode.kind} {episode.task_key}", []).append(number)
-    tasks = list(groups.values())
-    bits = max(len(tasks) - 1, 1).bit_length()
-    turned_round = (int(f"{k:0{bits}b}"[::-1], 2) for k in range(1 << bits))
-    return [number for k in turned_round if k < len(tasks) for number in tasks[k]]
+    tasks = [_ends_first(numbers) for numbers in groups.values()]
+    most = max((len(numbers) for numbers in tasks), default=0)
+    return [
+        number
+        for start in range(0, most, TOGETHER)
+        for k in _turned_round(len(tasks))
+        for number in tasks[k][start : start + TOGETHER]
+    ]
+
+
+def _ends_first(numbers: list[int]) -> list[int]:
+    between = numbers[1:-1]
+    return [*numbers[:1], *numbers[1:][-1:], *(between[k] for k in _turned_round(len(between)))]
+
+
+def _turned_round(size: int) -> Iterator[int]:
+    """0 to size - 1 by their binary digits read backwards: 0, 4, 2, 6, 1, 5, 3, 7."""
+    bits = max(size - 1, 1).bit_length()
+    return (k for k in (int(f"{k:0{bits}b}"[::-1], 2) for k in range(1 << bits)) if k < size)
 
 
 def shortened(text: str, longest: int | None) -> str:

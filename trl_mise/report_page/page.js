@@ -114,7 +114,8 @@ function luminance(colour) {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
-const inkOn = (colour) => (luminance(colour) > 0.2 ? "#10151b" : "#ffffff");
+// Black and white: with them, and with no softer pair, one of the two can be read on any colour (contrast 4.5).
+const inkOn = (colour) => (luminance(colour) > 0.179 ? "#000000" : "#ffffff");
 
 function paint(node, score) {
   const { background, ink } = scoreColour(score);

@@ -86,7 +86,7 @@ class Viewer {
     if (!stays) this.open(this.found.length ? this.found[0] : null);
     else if (isNew) this.show();
     else this.detail.replaceChild(this.bar(), this.detail.firstChild); // its place in the list is another one
-    this.reveal();
+    if (this.span === undefined) this.reveal(); // one that the address named
     this.drawRows(true);
   }
 
