@@ -1,5 +1,7 @@
 """A headless Chromium for the tests of the report, and what they ask it."""
 
+import base64
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -131,14 +133,10 @@ class Page:
 
     def requests(self) -> list[str]:
         """Addresses that the page asked for since it was loaded."""
-        import json
-
         events = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
         return [str(request["request"]["url"]) for request in sent]
 
-    def screenshot(self, path: Path) -> None:
-        import base64
-
-        shot = self.cdp("Page.captureScreenshot", format="png", captureBeyondViewport=False)
-        path.write_bytes(base64.b64decode(shot["data"]))
+    def picture(self) -> bytes:
+        """What is on the screen, as PNG."""
+        return base64.b64decode(self.cdp("Page.captureScreenshot", format="png")["data"])

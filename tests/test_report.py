@@ -124,7 +124,7 @@ def test_an_old_run_has_its_curves_from_its_episodes(tmp_path: Path) -> None:
 
 def test_headline_and_facts(html: str) -> None:
     text = Elements(html).text
-    assert "494M, 8.8M of them trained" in text and "finished 6 of 6 updates" in text and "after update 3" in text
+    assert "494M, 8.8M trained" in text and "finished 6 of 6 updates" in text and "after update 3" in text
     assert "2026-11-20 09:00 UTC" in text and "14 min" in text
     assert "Training episodes 48" in text and "Judge's AUROC" in text and "An update takes" in text
     assert re.search(r"Evaluation \d\.\d\d → \d\.\d\d update 0 and 6, greedy, 4 tasks", text)

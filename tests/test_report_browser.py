@@ -401,7 +401,10 @@ def test_text_can_be_read(desk: Page, scheme: str) -> None:
 def test_on_a_phone_nothing_sticks_out(page: Page, report: Path) -> None:
     page.emulate(PHONE)
     page.load(report, "#episode=81&with=87")
+    height = "return document.documentElement.scrollHeight"
+    before = page.js(height)
     draw_all(page)
+    assert page.js(height) == before, "nothing moves when charts are drawn"
     for step in ("", "document.querySelector('.bar button').click()"):
         page.js(step)
         page.pause(60)

@@ -80,6 +80,7 @@ def learning_charts(curves: Curves) -> list[Chart]:
             ("policy/entropy_avg", "entropy"),
             ("entropy", "entropy"),
             ("policy/clipfrac_avg", "clipped share"),
+            ("clip_ratio/region_mean", "clipped share"),
         ],
     )
     # A return that is the success says nothing new.
@@ -99,9 +100,13 @@ def thirds(run: RunData) -> list[tuple[str, list[EpisodeRecord]]]:
     third = len(updates) // 3
     first, last = updates[third - 1], updates[-third]
     return [
-        (f"updates {updates[0]} to {first}", [e for e in judged if e.update <= first]),
-        (f"updates {last} to {updates[-1]}", [e for e in judged if e.update >= last]),
+        (_span(updates[0], first), [e for e in judged if e.update <= first]),
+        (_span(last, updates[-1]), [e for e in judged if e.update >= last]),
     ]
+
+
+def _span(first: int, last: int) -> str:
+    return f"update {first}" if first == last else f"updates {first} to {last}"
 
 
 def judge_charts(curves: Curves) -> list[Chart]:

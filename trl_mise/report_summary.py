@@ -95,7 +95,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     device = str(info.get("device") or "")
     rows = {
         "Model": without_paths(str(info.get("model") or "")),
-        "Parameters": f"{parameters}, {trained} of them trained" if parameters and trained else parameters,
+        "Parameters": parameters and f"{parameters}, {'all' if trained == parameters else trained or 'none'} trained",
         "Trainer": str(info.get("trainer") or ""),
         "Environment": str(info.get("environment") or ""),
         "Device": f"{device}, {processes} processes" if isinstance(processes, int) and processes > 1 else device,
@@ -154,14 +154,11 @@ def _first_and_last(curves: Curves, measure: str, label: str) -> Tile | None:
         return None
     count = max(1, min(HEADLINE_UPDATES, len(points) // 3))
     first, last = (sum(y for _, y in part) / count for part in (points[:count], points[-count:]))
-    detail = (
-        "logged once"
-        if len(points) == 1
-        else f"first and last {count} logs, sampled"
-        if count > 1
-        else "first and last log"
+    if len(points) == 1:
+        return Tile(label, f"{last:.2f}", "logged once")
+    return Tile(
+        label, f"{first:.2f} → {last:.2f}", f"first and last {count if count > 1 else ''} logged".replace("  ", " ")
     )
-    return Tile(label, f"{last:.2f}" if len(points) == 1 else f"{first:.2f} → {last:.2f}", detail)
 
 
 def _evaluations(curves: Curves) -> list[Tile]:

@@ -131,11 +131,13 @@ function sample(data, bars) {
   return picture;
 }
 
-/** Names of the curves; each can be switched off and on. */
-function legend(figure, chart, bars) {
-  figure.querySelector(".curves").replaceChildren(...chart.data.datasets.map((data, k) => {
-    const button = el("button", { type: "button", cls: "curve", attrs: { "aria-pressed": "true" } }, sample(data, bars), data.label);
+/** Names of the curves; each can be switched off and on. There before the chart is, so that nothing moves when it comes. */
+function legend(figure, spec) {
+  const bars = spec.series.some((series) => series.look === "bar");
+  figure.querySelector(".curves").replaceChildren(...spec.series.map((series, k) => {
+    const button = el("button", { type: "button", cls: "curve", attrs: { "aria-pressed": "true" } }, sample(dataset(spec, series), bars), series.name);
     button.addEventListener("click", () => {
+      const chart = charts.get(figure)[1] || draw(figure, spec, []);
       chart.setDatasetVisibility(k, !chart.isDatasetVisible(k));
       chart.update();
       button.setAttribute("aria-pressed", String(chart.isDatasetVisible(k)));
@@ -156,7 +158,7 @@ function draw(figure, spec, marks) {
     plugins: [eventMarks],
   });
   charts.set(figure, [spec, chart]);
-  legend(figure, chart, bars);
+  legend(figure, spec);
   return chart;
 }
 
@@ -173,6 +175,7 @@ function prepareCharts(specs, marks) {
     const figure = byId(`chart-${spec.name}`);
     if (!figure || !spec.series.length) continue;
     charts.set(figure, [spec, null]);
+    legend(figure, spec);
     watcher.observe(figure);
     prepareNumbers(figure);
   }

@@ -26,7 +26,7 @@ function headCard(episode, steps, context) {
   const task = el("div", { cls: "properties" }, putText(el("span", { cls: "raw" }, "task "), episode.taskLabel || (episode.seed === null ? "not recorded" : `seed: ${episode.seed}`), context.query));
   return el("div", { cls: "card head" },
     el("div", { cls: "headline" }, context.side ? el("span", { cls: "side" }, context.side) : null, el("h3", {}, playedIn(episode)), outcomeTag(episode.outcome), episode.score === null ? null : scoreChip(episode.score, "mean hindsight score")),
-    episode.instruction ? putText(el("p", { cls: "instruction raw", dir: "auto" }), episode.instruction, context.query) : null,
+    episode.instruction ? textBlock("instruction", episode.instruction, context.query) : null,
     properties, task,
     episode.error ? el("div", { cls: "banner bad" }, putText(el("pre", { cls: "raw" }), episode.error, context.query)) : null,
     episode.complete ? null : el("p", { cls: "note" }, "Only the numbers of this episode are here: its texts were left out to keep the file small."),

@@ -127,7 +127,9 @@ class Viewer {
     const episode = this.store.episode(at);
     const strip = el("span", { cls: "strip", attrs: { "aria-hidden": "true" } });
     for (const score of this.store.scores(at).slice(0, 64)) strip.append(score === null ? el("span") : paint(el("span"), score));
-    const about = putText(el("span", { cls: "task" }), (episode.instruction || episode.taskLabel || episode.error || "no instruction").slice(0, 160));
+    // A long instruction begins alike in every episode, with the descriptions of tools; the row of the dataset does not.
+    const told = episode.instruction.length > 240 ? episode.taskLabel || episode.instruction : episode.instruction;
+    const about = putText(el("span", { cls: "task" }), (told || episode.taskLabel || episode.error || "no instruction").slice(0, 160));
     const button = el("button", {
       type: "button", cls: "row", attrs: { "data-at": String(at), "aria-current": String(at === this.current) },
       on: { click: () => { this.open(at); this.drawRows(true); this.toDetail(); } },
