@@ -28,6 +28,7 @@ SMALL = Shape(updates=6, batch=8, turns=5, shortest=3, train_tasks=24, evaluatio
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
+    "</script ><script >alert(1)</script >",
     "<!-- <script> -->",
     "]]>",
     "\"'`",

@@ -428,14 +428,22 @@ def test_on_a_phone_nothing_sticks_out(page: Page, report: Path) -> None:
 
 def test_it_can_be_printed(desk: Page) -> None:
     desk.emulate(DESKTOP, prefers_color_scheme="dark")
+    desk.pause(60)
+    look = (
+        "const page = getComputedStyle(document.documentElement).getPropertyValue('--page').trim();"
+        "const chip = getComputedStyle(document.querySelector('.steps .score')).backgroundColor;"
+        "const chart = Chart.getChart(document.querySelector('#chart-success canvas')).data.datasets[0].borderColor;"
+    )
+    on_screen = desk.js(f"{look} return [page, chip, chart]")
     desk.js(
-        "window.printed = []; addEventListener('beforeprint', () => printed.push(variableOf('--page')));"
-        "window.variableOf = (n) => getComputedStyle(document.documentElement).getPropertyValue(n).trim()"
+        f"window.printed = []; addEventListener('beforeprint', () => {{ {look} printed.push(page, chip, chart); }})"
     )
     pdf = base64.b64decode(desk.cdp("Page.printToPDF", printBackground=True)["data"])
     assert pdf.startswith(b"%PDF") and len(pdf) > 20_000
-    assert desk.js("return printed") == ["#f5f6f8"], "light, whatever the screen is"
-    assert desk.js("return variableOf('--page')") == "#0e1217", "and the screen is dark again"
+    on_paper = desk.js("return printed")
+    assert on_paper[0] == "#f5f6f8" and on_screen[0] == "#0e1217", "paper is light, whatever the screen is"
+    assert all(a != b for a, b in zip(on_paper, on_screen, strict=True))
+    assert desk.js(f"{look} return [page, chip, chart]") == on_screen, "and the screen is dark again"
     assert desk.js("return [...document.querySelectorAll('.charts canvas')].every(c => Chart.getChart(c))")
     desk.cdp("Emulation.setEmulatedMedia", media="print")
     hidden = desk.js(

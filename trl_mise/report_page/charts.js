@@ -180,7 +180,7 @@ function prepareCharts(specs, marks) {
     prepareNumbers(figure);
   }
   const redraw = (all) => {
-    readRamp();
+    repaint();
     for (const [figure, [spec, chart]] of charts) if (chart || all) draw(figure, spec, marks);
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw(false));

@@ -121,7 +121,14 @@ function paint(node, score) {
   const { background, ink } = scoreColour(score);
   node.style.background = background;
   node.style.color = ink;
+  node.dataset.score = score;
   return node;
+}
+
+/** When the screen turns dark or light, or paper is asked for. */
+function repaint() {
+  readRamp();
+  for (const node of document.querySelectorAll("[data-score]")) paint(node, Number(node.dataset.score));
 }
 
 function scoreChip(score, label) {

@@ -16,7 +16,6 @@ class Viewer {
     addEventListener("resize", () => this.drawRows());
     this.list.addEventListener("keydown", (event) => this.arrow(event));
     document.addEventListener("keydown", (event) => this.key(event));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { this.drawRows(); this.show(); });
     this.readPlace();
     this.apply();
   }
