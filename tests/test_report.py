@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_reader import Elements, charts, curve, episodes, packed, page_data
+from report_reader import Elements, charts, curve, episodes, packed, page_data, script_of
 from synthetic_run import Shape, write_lines, write_run
 
 from trl_mise import report as report_module
@@ -380,6 +380,8 @@ def test_hostile_run_records(tmp_path: Path, text: str) -> None:
     shown = " ".join(printable(text).split())
     assert elements.text.count(shown) >= 6, "shown as it is, with hidden characters by their numbers"
     assert text in packed(html)["measures"]
+    assert page_data(html)["facts"]["verdicts"] == [text, text + "2"]
+    assert not set("<>&") & set(script_of(html, "report-data")), "nothing in it can end it"
     if "7 * 7" in text:
         assert "49" not in elements.text.replace("1.49", "")
     assert "\x00" not in html and "\u202e" not in html
