@@ -51,6 +51,13 @@ LAYERS = {
             "live_terminal",
             "checkpoints",
             "versions",
+            "run_data",
+            "report_statistics",
+            "report_curves",
+            "report_charts",
+            "report_summary",
+            "report_episodes",
+            "report",
         ]
         + [f"envs.{path.stem}" for path in sorted((PACKAGE / "envs").glob("*.py")) if path.stem != "__init__"],
         ["torch", "transformers", "trl"],
