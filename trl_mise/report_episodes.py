@@ -269,7 +269,7 @@ def _encode(episodes: Sequence[EpisodeRecord], extra: dict[str, Any], cut: Cut) 
 
 def _task_label(key: str) -> str:
     """The row of the dataset, its seed left out where it says the same twice."""
-    task, seed = json.loads(key)
+    task, seed, _ = json.loads(key)
     shown = {
         name: value for name, value in task.items() if value is not None and not (name == "seed" and value == seed)
     }
