@@ -48,6 +48,15 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert run.evaluation[0].task_key == run.evaluation[2].task_key != run.evaluation[1].task_key
 
 
+def test_what_is_the_same_task(tmp_path: Path) -> None:
+    prompt = {**EPISODE, "task": {}, "seed": None}
+    changes = [{}, {"update": 9}, {"seed": 8}, {"task": {"goal": "mug"}}, {"instruction": "other words"}]
+    lines = [{**EPISODE, **change} for change in changes] + [prompt, prompt, {**prompt, "instruction": "other words"}]
+    keys = [episode.task_key for episode in read_run(write_episodes(tmp_path, *lines)).training]
+    assert keys[0] == keys[1] == keys[4] and len({keys[0], keys[2], keys[3], keys[5]}) == 4
+    assert keys[5] == keys[6] != keys[7]
+
+
 def test_no_such_folder_a_file_and_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere' does not exist; give the directory"):
         read_run(tmp_path / "nowhere")

@@ -28,6 +28,7 @@ from .run_data import RunData, read_run
 STYLES = ("report.css", "viewer.css")
 SCRIPTS = ("page.js", "charts.js", "store.js", "detail.js", "viewer.js", "main.js")
 LIBRARY = "vendor/chart.umd.min.js"
+LICENCES = ("vendor/chart.js-LICENSE.md", "vendor/kurkle-color-LICENSE.md")
 LAST_SCRIPT = "startReport();"
 MEGABYTE = 1_000_000
 
@@ -105,6 +106,7 @@ def _shown(run: RunData, curves: Curves) -> dict[str, Any]:
         "style": Markup(style),
         "chart_library": Markup(library),
         "chart_version": chart_library_facts()["version"],
+        "licences": [_asset(name).strip() for name in LICENCES],
         "script": Markup(script),
         "last_script": Markup(LAST_SCRIPT),
         "data": Markup(_embedded(_page_data(run, curves, [*learning, *judge, *health, timing]))),

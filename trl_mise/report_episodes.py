@@ -19,6 +19,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SHORTER_TEXTS = (20_000, 4_000)
 SHORT_ACTION = 200
 TOGETHER = 8
+NEARLY_FULL = 0.97
 COMPRESSION = 9
 
 
@@ -137,14 +138,17 @@ def _told_sample(count: int, total: int) -> str:
 def _most_that_fit(
     encode: Callable[[int], str], total: int, most_bytes: int, size_of_all: int
 ) -> tuple[int, str] | None:
-    """The largest number (to about 2%) whose encoding fits, and that encoding; `None` where not even 0 does."""
+    """About the largest number whose encoding fits, and that encoding; `None` where not even 0 does.
+
+    An encoding takes seconds in a long run, and the last episodes that might fit are not worth one.
+    """
     data = encode(0)
     if len(data) > most_bytes:
         return None
     best, low, high, size_low, size_high = data, 0, total, len(data), size_of_all
-    while high - low > max(1, total // 50):
+    while high - low > max(1, total // 50) and size_low < NEARLY_FULL * most_bytes:
         share = (most_bytes - size_low) / max(size_high - size_low, 1)
-        guess = low + int((high - low) * min(max(share * 0.98, 0.02), 0.98))
+        guess = low + int((high - low) * min(max(share * 0.96, 0.02), 0.98))
         middle = min(max(guess, low + 1), high - 1)
         data = encode(middle)
         if len(data) <= most_bytes:
@@ -265,7 +269,7 @@ def _encode(episodes: Sequence[EpisodeRecord], extra: dict[str, Any], cut: Cut) 
 
 def _task_label(key: str) -> str:
     """The row of the dataset, its seed left out where it says the same twice."""
-    task, seed = json.loads(key)
+    task, seed, _ = json.loads(key)
     shown = {
         name: value for name, value in task.items() if value is not None and not (name == "seed" and value == seed)
     }

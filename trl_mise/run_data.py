@@ -93,8 +93,9 @@ class EpisodeRecord:
 
     @property
     def task_key(self) -> str:
-        """Equal for episodes of the same task."""
-        return json.dumps([self.task, self.seed], sort_keys=True, default=str)
+        """Equal for episodes of the same task; where a row of the dataset held a prompt alone, of the same prompt."""
+        told = "" if self.task or self.seed is not None else self.instruction
+        return json.dumps([self.task, self.seed, told], sort_keys=True, default=str)
 
 
 @dataclass(frozen=True, slots=True)
