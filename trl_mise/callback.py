@@ -1,8 +1,7 @@
-"""Calibration and progress, as Trainer callbacks."""
+"""Calibration and health, as Trainer callbacks."""
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,12 +13,12 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
 
 from .calibration import CalibrationExample, ReplayBuffer, make_calibrator
 from .calibration_losses import anchor_loss, step_target_loss, sum_target_loss, verdict_log_odds
 from .health import HealthMonitor, HealthThresholds, HindsightHealthWarning
 from .hindsight import HindsightReward
+from .live import LiveViewCallback
 from .metrics import hindsight_metrics
 from .packing import plan_batches
 from .sharding import is_sharded
@@ -422,9 +421,9 @@ def call_hooks(callbacks: Sequence[TrainerCallback], name: str, *values: Any) ->
     """Calls the method of this name of all callbacks that have one.
 
     Beside transformers' events the trainers know `on_phase(phase, detail)`, when a part of an update begins or gets
-    on; `on_event(kind, message, update)`, when there is something to be told (`"health"`, `"skipped"`);
-    `on_failure(error)`, when an error ends a run; and `on_close()`, when a run, or an evaluation outside of one, is
-    over, however it ended.
+    on; `on_event(kind, message, update)`, when there is something to be told (`"health"`, `"skipped"`); `on_open()`,
+    when an evaluation outside of a run begins; `on_failure(error)`, when an error ends a run; and `on_close()`, when
+    a run, or an evaluation outside of one, is over, however it ended.
     """
     for callback in callbacks:
         hook = getattr(callback, name, None)
@@ -474,27 +473,5 @@ def _split_by_tokens(
     return [[batch[i] for i in part] for part in plan_batches(lengths, max_tokens)]
 
 
-class PhaseProgressCallback(ProgressCallback):
-    """The Trainer's progress bar, which also says what is being done: rollout, scoring, update, calibration, ETA."""
-
-    def __init__(self, max_str_len: int = 100) -> None:
-        super().__init__(max_str_len)
-        self.summary: dict[str, str] = {}
-
-    def on_phase(self, phase: str, detail: str = "") -> None:
-        """Called by the trainer when a phase begins."""
-        if self.training_bar is not None:
-            # Into a file or a pipe, a line for every change would drown the rest.
-            self.training_bar.set_description(f"{phase:<10s}{detail}", refresh=sys.stderr.isatty())
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or self.training_bar is None or not logs:
-            return
-        shown = {
-            "success": "env/success",
-            "return": "env/return",
-            "auroc": "hindsight/auroc",
-            "eval success": "eval_success",
-        }
-        self.summary.update({label: f"{logs[key]:.2f}" for label, key in shown.items() if key in logs})
-        self.training_bar.set_postfix(self.summary, refresh=sys.stderr.isatty())
+PhaseProgressCallback = LiveViewCallback
+"""Its name when it was a progress bar."""

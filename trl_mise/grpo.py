@@ -33,12 +33,14 @@ from .grpo_config import MISEGRPOConfig
 from .heads import eval_mode, keep_four_bit_layout
 from .hindsight import HindsightReward, NonFiniteVerdicts, coef_of
 from .hindsight_config import HindsightConfig
+from .live import show_live
 from .metrics import episode_metrics
 from .processes import from_all, means_over_all, numbers_of_all
 from .publishing import PublishingTrainer
 from .run_record import RunFacts, RunRecorder
 from .sharding import gathered
 from .single_turn import StepCutter
+from .trackers import track_episodes
 from .trajectory_log import EPISODES_NAME, TrajectoryLog
 from .types import HindsightScores, StepCredit
 
@@ -180,6 +182,8 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         if args.health_warnings:
             self.add_callback(HealthCallback())  # after the calibration, whose metrics it looks at
         self.add_callback(_BatchEnd(self))
+        track_episodes(self)
+        show_live(self)
         self.add_callback(RunRecorder(RunFacts.of(self, self.policy, environment, args.generation_batch_size)))
         self.chat: PromptFormat = self._prompt_format()
         self.cutter = StepCutter(self.processing_class, args.step_delimiter)
@@ -260,10 +264,16 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         is_training = self.model.training
+        self._phase("rollout" if is_training else "evaluation")
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if not (is_training and self.uses_hindsight):
-            return batch
+        if is_training and self.uses_hindsight:
+            batch = self._with_praise(batch, inputs)
+        self._phase("update" if is_training else "evaluation")
+        return batch
+
+    def _with_praise(self, batch: dict[str, Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:
         episodes = self.episodes(batch, inputs)
+        self._phase("scoring")
         try:
             scores = self.score(episodes)
         except NonFiniteVerdicts as error:
@@ -327,6 +337,9 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
 
     # The end of a batch: calibration, log
 
+    def _phase(self, name: str) -> None:
+        call_hooks(self.callback_handler.callbacks, "on_phase", name, "")
+
     def _event(self, kind: str, message: str, update: int) -> None:
         """Tells the callbacks with an `on_event` what happened in an update."""
         call_hooks(self.callback_handler.callbacks, "on_event", kind, message, update)
@@ -338,6 +351,7 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
             return
         self._num_batches = record.number
         self._pending = None
+        self._phase("calibrate")
         with eval_mode(self.model):
             try:
                 for callback in self.callback_handler.callbacks:

@@ -10,10 +10,9 @@ import numpy as np
 import safetensors.torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from transformers.trainer_callback import ProgressCallback
 
 from .actor_critic import ActorCritic, ValueHead
-from .callback import PhaseProgressCallback, call_hooks
+from .callback import call_hooks
 from .config import MISEConfig
 from .envs.base import EnvironmentFactory
 from .heads import keep_four_bit_layout
@@ -68,9 +67,6 @@ class RepairedPPOTrainer(PublishingTrainer, PPOTrainer):
             self.actor_critic.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs or {"use_reentrant": False}
             )
-        if not args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(PhaseProgressCallback())
 
     def _disable_functional_dropout(self) -> None:
         """PPOTrainer only finds dropout *modules*; attention layers keep their rate as a number."""

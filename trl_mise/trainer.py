@@ -33,6 +33,7 @@ from .envs.pool import EnvironmentPool
 from .generation import Sampling
 from .heads import context_limit, eval_mode, text_config
 from .hindsight import HindsightReward, NonFiniteVerdicts, coef_of
+from .live import show_live
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
 from .micro_batches import MicroBatch, idle_micro_batches, last_state_batches, make_micro_batches
@@ -47,6 +48,7 @@ from .sharding import gathered
 from .single_turn import StepCutter, collect_responses, score_responses
 from .targets import TargetOptions, TargetResult, compute_targets
 from .tasks import TaskSampler
+from .trackers import track_episodes
 from .trajectory_log import EPISODES_NAME, EVALUATIONS_NAME, TrajectoryLog
 from .types import HindsightScores, StepCredit, Trajectory
 from .update import (
@@ -165,6 +167,8 @@ class MISETrainer(ResumableTrainer):
         if self.hindsight is not None and args.health_warnings:
             # After the calibration, whose metrics it looks at.
             self.add_callback(HealthCallback())
+        track_episodes(self)
+        show_live(self)
         # After all that takes time at the end of an update.
         self.add_callback(PhaseTimer())
         self.add_callback(RunRecorder(RunFacts.of(self, self.policy, self.environment_factory, args.batch_size)))
@@ -732,6 +736,8 @@ class MISETrainer(ResumableTrainer):
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         rows = [dict(dataset[i]) for i in range(rank, len(dataset), ranks)]
         try:
+            if not self._in_session:
+                call_hooks(self.callback_handler.callbacks, "on_open")
             trajectories = self.collect(rows, greedy=True)
             self.without_failures(trajectories)
         finally:
