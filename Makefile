@@ -2,6 +2,7 @@
 #   make demo        an agent learns a web shop, results in runs/demo   (SEED=1 for another seed)
 #   make test        the tests            make test-slow   the learning tests
 #   make check       lint, format, types  make hooks       the same before every commit
+#   make docs        the documentation site, into site/
 #   make test-ppo    the tests with the last TRL that has a PPOTrainer of its own (an environment beside .venv)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -12,7 +13,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PPO_STAMP := .venv-ppo/installed
 
-.PHONY: demo test test-ppo test-slow check hooks setup clean
+.PHONY: demo test test-ppo test-slow check docs hooks setup clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/webshop.py --output_dir runs/demo --seed $(SEED)
@@ -31,6 +32,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What it would print otherwise is that there will be no MkDocs for it to go on with: mkdocs.yml says more.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 hooks: $(STAMP)
 	$(BIN)/pre-commit install
@@ -54,5 +59,5 @@ $(PPO_STAMP): pyproject.toml Makefile
 	$(call install,.venv-ppo,.[test],'trl<1.13')
 
 clean:
-	rm -rf .venv .venv-ppo build dist *.egg-info runs/demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ppo build dist site *.egg-info runs/demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find trl_mise tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
