@@ -178,9 +178,9 @@ COMMANDS: Mapping[str, Entry] = {
     "trl-mise report runs/kitchen": Run(
         "report.html", files=("runs/kitchen/report.html",), after=KITCHEN_RUN, needs_cli=True, slow=True
     ),
-    "trl-mise check-env --env buttons:ButtonsEnv": BUTTONS,
+    "trl-mise check-env --env buttons:Buttons": BUTTONS,
     (
-        "trl-mise train --env buttons:ButtonsEnv --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --use_peft "
+        "trl-mise train --env buttons:Buttons --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --use_peft "
         "--output_dir runs/buttons-cli --total_episodes 1152 --learning_rate 1e-4 --max_new_tokens 8"
     ): BUTTONS,
     "trl-mise eval --model_name_or_path runs/buttons-cli --episodes 100": BUTTONS,

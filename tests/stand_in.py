@@ -14,13 +14,13 @@ from trl_mise.tiny import build_policy, build_tokenizer
 from trl_mise.warm_start import Act, imitation_loss, scripted_rollouts
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-MARKS = re.compile(r"[A-Za-z]+[.,]?|[.,:]")
+MARKS = re.compile(r"[A-Za-z]+\.?|\.")
 
 
 def tokenizer_for(texts: Iterable[str]) -> Any:
-    """Knows the words of the texts, with and without a comma or period behind them, and the verdicts."""
+    """Knows the words of the texts, with and without a period behind them, and the verdicts."""
     words = {word for text in texts for word in MARKS.findall(text)} | {"good", "bad"}
-    return build_tokenizer(sorted(words | {word.rstrip(".,") for word in words if word.rstrip(".,")}))
+    return build_tokenizer(sorted(words | {word.rstrip(".") for word in words if word.rstrip(".")}))
 
 
 def taught_policy(tokenizer: Any, env_factory: Any, act: Act, limits: RolloutLimits, *, steps: int = 40) -> Any:

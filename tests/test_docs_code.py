@@ -1,17 +1,20 @@
 """The Python blocks of the documentation's pages, executed as they stand."""
 
+import inspect
 import math
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trl
 from datasets import Dataset
-from documents import blocks_in, text_of
+from documents import ROOT, blocks_in, documents, text_of
 from fakes import byte_tokenizer, tiny_llama
-from packaging.version import Version
+from trl import GRPOTrainer
 
-from trl_mise.envs.kitchen import STATION_WORDS, VALUE_WORDS, KitchenEnv
+from trl_mise import MISEConfig, MISEGRPOConfig, MISEGRPOTrainer, MISETrainer
+from trl_mise.envs.kitchen import STATION_WORDS, KitchenEnv
 from trl_mise.envs.registry import ENVIRONMENTS
 
 
@@ -100,7 +103,6 @@ def names_in(text: str) -> set[str]:
     return set(text.split("`")[1::2])
 
 
-@pytest.mark.skipif(Version(trl.__version__) < Version("1.0"), reason="TRL 1.0 or later")
 def test_from_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tokenizer = byte_tokenizer("chatml")
@@ -119,5 +121,42 @@ def test_how_often_a_group_has_no_signal() -> None:
     assert math.pow(0.99, 8) + math.pow(0.01, 8) > 0.9
 
 
-def test_words_of_the_kitchen_are_enough() -> None:
-    assert len(STATION_WORDS) >= 8 and len(VALUE_WORDS) >= 5
+# Names in the text
+
+PAGES = [name for name in documents() if name.startswith("docs/") and "/api/" not in name]
+METRIC = re.compile(r"`((?:env|hindsight|mise|calibration|policy|loss|objective|val|sampling)/[a-z_]+)`")
+OTHERS = {
+    *("action_valid", "admissible_actions", "max_score"),  # of an environment's info
+    *("check_env", "as_trl_environment", "make_action", "list_tools", "get_reward", "on_step_end"),
+    *("chat_template", "pad_token", "eos_token", "target_modules", "env_mask", "eval_success", "max_steps"),
+}
+"""What is no option."""
+
+
+def known_names() -> set[str]:
+    configs = {field.name for config in (MISEConfig, MISEGRPOConfig) for field in fields(config)}
+    trainers = (MISETrainer, MISEGRPOTrainer, GRPOTrainer)
+    return configs | {name for trainer in trainers for name in inspect.signature(trainer).parameters} | OTHERS
+
+
+@pytest.mark.parametrize("document", PAGES)
+def test_the_options_that_a_page_names_exist(document: str) -> None:
+    named = set(re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)(?:=[^`]*)?`", text_of(document)))
+    assert sorted(named - known_names()) == []
+
+
+@pytest.mark.parametrize("document", PAGES)
+def test_the_metrics_that_a_page_names_exist(document: str) -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "trl_mise").glob("*.py"))
+    gone = {"objective/non_score_reward", "objective/rlhf_reward", "val/ratio_var", "val/num_eos_tokens"}
+    named = {name for name in METRIC.findall(text_of(document)) if not name.endswith("_")} - gone
+    assert [name for name in sorted(named) if f'"{name}"' not in sources] == []
+
+
+@pytest.mark.parametrize("document", PAGES)
+def test_the_files_that_a_page_names_exist(document: str) -> None:
+    named = re.findall(r"\b(?:trl_mise|examples|tests|benchmarks)/[\w/]+\.(?:py|md|yaml|json)\b", text_of(document))
+    linked = re.findall(r"\]\(((?:\.\./|[\w/-]+\.md)[^)#\s]*)", text_of(document))
+    missing = [path for path in named if not (ROOT / path).is_file()]
+    missing += [path for path in linked if not (ROOT / document).parent.joinpath(path).exists()]
+    assert missing == []

@@ -168,6 +168,13 @@ def test_the_reference_has_every_public_name() -> None:
     assert functions <= named
 
 
+def test_the_reference_shows_no_private_and_no_imported_name(pages: dict[str, Page]) -> None:
+    shown = {name for page in pages.values() for name in page.ids if name.startswith("trl_mise.")}
+    assert len(shown) > 60
+    assert [name for name in sorted(shown) if any(part.startswith("_") for part in name.split("."))] == []
+    assert "trl_mise.metrics.Trajectory" not in shown and "trl_mise.metrics.auroc" in shown
+
+
 def test_docstrings_are_read_as_they_are_meant(site: Path) -> None:
     """Types without backquotes, references without brackets, parameters of configurations with their defaults."""
     text = (site / "api" / "trainers.html").read_text(encoding="utf-8")

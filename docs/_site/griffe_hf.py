@@ -15,6 +15,8 @@ TYPED = re.compile(
 RETURNED = re.compile(r"(?P<head>^ *Returns:\n +)`(?P<kind>[^`\n]+)`:", re.MULTILINE)
 REFERENCE = re.compile(r"\[`~?(?P<name>[\w.]+)`\](?!\(|\[)")
 
+QUOTES = str.maketrans("", "", '`"')
+
 
 def readable(text: str) -> str:
     """The docstring with plain types, and without brackets about names."""
@@ -24,7 +26,7 @@ def readable(text: str) -> str:
 
 
 def _typed(match: re.Match[str]) -> str:
-    kind = " ".join(REFERENCE.sub(r"\g<name>", match["kind"]).split()).replace("`", "")
+    kind = " ".join(REFERENCE.sub(r"\g<name>", match["kind"]).split()).translate(QUOTES)
     return f"{match['indent']}{match['names']} ({kind.replace('*optional*', 'optional')}){match['colon']}"
 
 
