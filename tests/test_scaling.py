@@ -20,6 +20,8 @@ from trl_mise.heads import backbone_hidden
 
 RESULTS = Path(scaling.__file__).parent / "results"
 BY_TITLE = {way.title: way for way in WAYS}
+QUOTING = ("scaling", "faq", "migrating-ppo", "environments")
+"""Pages with figures from benchmarks/results in their text."""
 
 
 def architecture_of(model: Any) -> Architecture:
@@ -190,3 +192,26 @@ def test_a_larger_cache_counts_only_beyond_the_activations() -> None:
     assert more["cache"] == 2 * parts["cache"] and more["peak"] == parts["peak"]
     most = scaling.memory(shape, way, envs=64)
     assert most["peak"] - most["cache"] == pytest.approx(parts["peak"] - parts["activations"])
+
+
+def result_rows(name: str, column: str) -> dict[str, dict[str, Any]]:
+    """The rows of a measurement by their first column."""
+    rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    return {row[column]: row for row in rows}
+
+
+def test_figures_that_the_pages_quote_are_those_of_the_results() -> None:
+    """Rounded, in the text; where a benchmark is made again they have to be looked at."""
+    docs = scaling.PAGE.parent
+    texts = {name: " ".join((docs / f"{name}.md").read_text(encoding="utf-8").split()) for name in QUOTING}
+    update = result_rows("update", "phase")
+    flops = update["TFLOP"]["MISE s"] / update["TFLOP"]["PPO s"] - 1
+    seconds = update["whole iteration"]["MISE / PPO"] - 1
+    assert f"+{flops:.0%} in FLOPs, +{seconds:.0%} in seconds" in texts["scaling"]
+    assert f"+{seconds:.0%} of an iteration" in texts["faq"]
+    ours = result_rows("vs_ppo_trainer", "")["ours, value model"]
+    memory, speed = ours["memory / TRL's"], ours["speed / TRL's"]
+    assert f"{memory:.1f} × the memory and {speed:.1f} × the speed" in texts["migrating-ppo"]
+    steps = {name: float(f"{row['steps/s']:.1e}") for name, row in result_rows("environments", "environment").items()}
+    shown = {"kitchen": "kitchen", "WebShop": "webshop", "TextWorld": "textworld", "ScienceWorld": "scienceworld"}
+    assert ", ".join(f"{title} {steps[name]:,.0f}" for title, name in shown.items()) in texts["environments"]
