@@ -83,14 +83,21 @@ COMMANDS: Mapping[str, Entry] = {
     "make demo": Make("python examples/webshop.py --output_dir runs/demo"),
     "make demo SEED=0": Make("python examples/webshop.py --output_dir runs/demo --seed 0"),
     "make demo SEED=1": Make("python examples/webshop.py --output_dir runs/demo --seed 1"),
+    "make check": Continuous(),
+    "make docs": Continuous(),
+    "make hooks": Make("pre-commit install"),
+    "make release-check": Make("tests/distribution/check_dist.py dist --torch 'torch==2.13.0' --release"),
     "make setup": Make("python -m pip install"),
     "make test": Continuous(),
+    "make test-dist": Continuous(),
+    "make test-slow": Continuous(),
     "make test-ppo": Continuous(),
     "pip install": NAMED,
     'pip install "trl-mise[calibration]"': INSTALLS,
     'pip install "trl-mise[quantization]"': INSTALLS,
     'pip install "trl-mise[scienceworld]"': INSTALLS,
     'pip install "trl-mise[textworld]"': INSTALLS,
+    'pip install "trl-mise[trackers]"': INSTALLS,
     'pip install "trl-mise[webshop]"': INSTALLS,
     # examples
     "python examples/evaluate.py": NAMED,
@@ -114,8 +121,8 @@ COMMANDS: Mapping[str, Entry] = {
         slow=True,
     ),
     "python buttons.py": Tested("test_quickstart.py::test_the_file_runs_as_it_stands"),
-    "python -m trl_mise.envs.webshop --play": Tested("test_webshop_play.py::test_a_purchase"),
     "accelerate launch": NAMED,
+    "accelerate launch -m trl_mise.cli train ...": Tested("test_cli.py::TestTrain::test_accelerate_launches_it"),
     "accelerate launch --config_file examples/accelerate/…": Tested(
         "test_accelerate_configs.py::test_it_starts_on_a_cpu"
     ),
@@ -127,6 +134,7 @@ COMMANDS: Mapping[str, Entry] = {
         "test_registry.py::test_the_benchmark_has_a_row_for_every_environment"
     ),
     "python -m benchmarks.environments --json benchmarks/results/environments.json": quick("environments"),
+    "python -m benchmarks.import_time --json benchmarks/results/import_time.json": quick("import_time"),
     "python -m benchmarks.learning --suite ci": Continuous(),
     "python -m benchmarks.learning --suite full": NotRun("hours; its cells and its report are tested one by one"),
     "python -m benchmarks.learning.report": Tested("test_benchmarks.py::test_the_results_page_shows_the_runs"),
@@ -178,6 +186,13 @@ COMMANDS: Mapping[str, Entry] = {
     "trl-mise report runs/kitchen": Run(
         "report.html", files=("runs/kitchen/report.html",), after=KITCHEN_RUN, needs_cli=True, slow=True
     ),
+    "trl-mise eval --env textworld --agent expert --episodes 20": Run(
+        EXPERT_WINS, needs=("textworld",), needs_cli=True, slow=True
+    ),
+    "trl-mise eval --env lift --agent expert": Tested(
+        "test_contributing.py::test_the_new_environment_can_be_named_and_trained_on"
+    ),
+    "trl-mise play --env webshop": Tested("test_cli.py::TestPlay::test_a_shop"),
     "trl-mise check-env --env buttons:Buttons": BUTTONS,
     (
         "trl-mise train --env buttons:Buttons --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --use_peft "
@@ -204,6 +219,13 @@ BLOCKS: Mapping[tuple[str, str], str] = {
     ("README.md", "swap"): "test_docs.py::test_the_swap_example_runs",
     ("README.md", "environment"): "test_docs.py::test_the_environment_example_runs",
     ("README.md", "grpo"): "test_docs.py::test_the_grpo_example_runs",
+    ("CONTRIBUTING.md", "environment"): "test_contributing.py::test_the_tests_of_the_new_environment_pass",
+    ("CONTRIBUTING.md", "environment_tests"): "test_contributing.py::test_the_tests_of_the_new_environment_pass",
+    (
+        "CONTRIBUTING.md",
+        "environment_entry",
+    ): "test_contributing.py::test_the_new_environment_can_be_named_and_trained_on",
+    ("CONTRIBUTING.md", "judge"): "test_contributing.py::test_the_judge_is_listened_to",
     ("docs/quickstart.md", "quickstart"): "test_quickstart.py::test_the_file_runs_as_it_stands",
     ("docs/environments.md", "contract"): "test_docs_code.py::test_the_environment_page",
     ("docs/environments.md", "agents"): "test_docs_code.py::test_the_environment_page",
