@@ -338,6 +338,12 @@ class TestModelAgent:
 
         assert said(None) == said(None) != said("order now")
 
+    def test_the_chat_template_gets_its_arguments(self, policy_folder: Path) -> None:
+        agent = ModelAgent.from_pretrained(str(policy_folder), device="cpu", chat_template_kwargs={"mood": "order"})
+        agent.tokenizer.chat_template = "{% if mood %}{{ mood }} {% endif %}" + agent.tokenizer.chat_template
+        seen = agent.rollout(lambda: CountingEnv(), [{"seed": 0}], 1)[0].token_ids
+        assert seen[0] == agent.tokenizer.convert_tokens_to_ids("order")
+
     def test_a_prompt_that_does_not_fit_is_an_error(self, policy_folder: Path) -> None:
         result = self.play(policy_folder, max_episode_tokens=4)
         assert result.num_errors == 6 and "max_episode_tokens=4" in result.errors[0]

@@ -126,6 +126,20 @@ def test_an_option_has_an_effect(tmp_path: Path, default_run: MISETrainer, optio
     assert all(np.isfinite(value) for entry in trainer.state.log_history for value in entry.values())
 
 
+@pytest.mark.parametrize("given", [{"mood": "task"}, '{"mood": "task"}'], ids=["dict", "as text"])
+def test_the_chat_template_gets_its_arguments(tmp_path: Path, given: Any) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% if mood %}{{ mood }} {% endif %}" + tokenizer.chat_template
+    trainer = make_trainer(tmp_path, tokenizer=tokenizer, chat_template_kwargs=given)
+    (episode,) = trainer.collect([dict(trainer.train_dataset[0])])
+    assert episode.token_ids[0] == tokenizer.convert_tokens_to_ids("task") != tokenizer.unk_token_id
+
+
+def test_arguments_of_the_chat_template_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="chat_template_kwargs must be a dict, .* got 'enable_thinking=False'"):
+        make_trainer(tmp_path, chat_template_kwargs="enable_thinking=False")
+
+
 def test_naive_and_packed_scoring_train_the_same(tmp_path: Path, default_run: MISETrainer) -> None:
     assert changed(train(tmp_path, total_episodes=32, scoring_method="naive"), default_run) < 1e-4
 

@@ -1,7 +1,7 @@
 """`MISEConfig`: TRL's `PPOConfig` plus environment, hindsight and calibration."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -69,6 +69,8 @@ class MISEConfig(HindsightConfig, PPOConfig):
             Failed episodes are left out of the update; a batch in which more than this share failed stops the run.
         system_prompt (`str`, *optional*):
             System message of every episode.
+        chat_template_kwargs (`dict`, *optional*):
+            Passed to the chat template, as in GRPOConfig: `{"enable_thinking": False}` for models that think unasked.
         check_environment (`bool`, *optional*, defaults to `True`):
             Run [`check_env`] on the environment before training.
         max_skipped_steps (`int`, *optional*, defaults to `10`):
@@ -87,6 +89,9 @@ class MISEConfig(HindsightConfig, PPOConfig):
             Most bytes of next-token logits (tokens x vocabulary) in memory at a time when action tokens are evaluated
             and trained on; a pass holds about three times that. More is faster where the head itself is trained.
     """
+
+    # transformers reads these from JSON where they come from a command line.
+    _VALID_DICT_FIELDS = [*PPOConfig._VALID_DICT_FIELDS, "chat_template_kwargs"]
 
     max_turns: int = option(16, "Most actions of an episode.")
     max_new_tokens: int | None = option(None, "Most sampled tokens of one action; defaults to response_length.")
@@ -113,6 +118,7 @@ class MISEConfig(HindsightConfig, PPOConfig):
     envs_per_worker: int = option(1, "Isolated environments that share a process.")
     max_env_error_rate: float = option(0.25, "Share of failed episodes in a batch above which the run stops.")
     system_prompt: str | None = option(None, "System message of every episode.")
+    chat_template_kwargs: dict[str, Any] | str | None = option(None, "Passed to the chat template, a JSON object.")
     check_environment: bool = option(True, "Check the environment's contract before training.")
     max_skipped_steps: int = option(10, "Steps in a row without a finite gradient before the run stops.")
     step_delimiter: str | None = option(None, "Where a response is cut into steps; defaults to newlines.")
@@ -136,6 +142,11 @@ class MISEConfig(HindsightConfig, PPOConfig):
             "kl_placement": (None, "loss", "reward"),
         }
         check_choices(self, choices)
+        if not isinstance(self.chat_template_kwargs, dict | None):
+            raise ValueError(
+                f"chat_template_kwargs must be a dict, or a JSON object as text, got {self.chat_template_kwargs!r}; "
+                'e.g. {"enable_thinking": False}'
+            )
         self.complete_hindsight()
         self._check_ranges()
 

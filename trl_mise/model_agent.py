@@ -36,6 +36,7 @@ class ModelAgent:
         num_envs (`int`): environments side by side.
         env_isolation (`"auto"`, `"process"` or `"none"`): where they live, see [`EnvironmentPool`].
         seed (`int`): of the sampling.
+        chat_template_kwargs (`Mapping`, *optional*): passed to the chat template; the same as in its training.
     """
 
     model: Any
@@ -48,6 +49,7 @@ class ModelAgent:
     num_envs: int = 8
     env_isolation: Isolation = "auto"
     seed: int = 0
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     @classmethod
     def from_pretrained(
@@ -83,7 +85,7 @@ class ModelAgent:
         on_progress: Progress | None = None,
     ) -> list[Trajectory]:
         """As [`play`], with all that happened: texts, tokens, spans."""
-        chat = ChatFormat(self.tokenizer, self.system_prompt)
+        chat = self._chat_format()
         longest = context_limit(self.model, self.max_episode_tokens)
         limits = RolloutLimits(max_steps, self.max_new_tokens, longest, self.history_window)
         sampling = Sampling(self.temperature, self.max_new_tokens, chat.stop_token_ids, batch_size=self.num_envs)
@@ -105,7 +107,10 @@ class ModelAgent:
             trajectories (`Sequence[Trajectory]`): of [`rollout`].
             judge: arguments of [`HindsightReward`], e.g. the `prompt` that it was trained with.
         """
-        reward = HindsightReward(ChatFormat(self.tokenizer, self.system_prompt), seed=self.seed, **judge)
+        reward = HindsightReward(self._chat_format(), seed=self.seed, **judge)
         self.model.eval()
         with torch.no_grad():
             return reward.score(self.model, trajectories)
+
+    def _chat_format(self) -> ChatFormat:
+        return ChatFormat(self.tokenizer, self.system_prompt, self.chat_template_kwargs)

@@ -191,10 +191,12 @@ class MISETrainer(ResumableTrainer):
         )
 
     def _prompt_format(self) -> PromptFormat:
-        if self.environment_factory is not None:
-            return ChatFormat(self.processing_class, self.args.system_prompt)
-        has_template = getattr(self.processing_class, "chat_template", None) is not None
-        return ChatFormat(self.processing_class) if has_template else PlainFormat(self.processing_class)
+        has_environment = self.environment_factory is not None
+        if not has_environment and getattr(self.processing_class, "chat_template", None) is None:
+            return PlainFormat(self.processing_class)
+        template_kwargs: Any = self.args.chat_template_kwargs
+        system_prompt = self.args.system_prompt if has_environment else None
+        return ChatFormat(self.processing_class, system_prompt, template_kwargs)
 
     def _hindsight_reward(self, hindsight: HindsightReward | bool | None) -> HindsightReward | None:
         if not self.uses_hindsight:

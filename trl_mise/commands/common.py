@@ -11,7 +11,10 @@ from ..evaluation import Agent
 RUN_CONFIG_NAME = "run.yaml"
 """What `trl-mise train` was called with, in `output_dir`; `--config` takes it."""
 
-MODEL_OPTIONS = ("system_prompt", "temperature", "max_new_tokens", "max_episode_tokens", "history_window", "num_envs")
+MODEL_OPTIONS = (
+    *("system_prompt", "chat_template_kwargs", "temperature", "max_new_tokens", "max_episode_tokens"),
+    *("history_window", "num_envs"),
+)
 # Option -> its name in a training run's file. A policy is trained on samples and evaluated greedily: no temperature.
 FROM_CONFIG = {
     "max_steps": "max_turns",
@@ -68,6 +71,7 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--dtype", help="of the weights: auto (default), float32, bfloat16")
     model.add_argument("--device", help="default: a GPU where there is one")
     model.add_argument("--system_prompt", help="what the policy is told; the same as in its training")
+    model.add_argument("--chat_template_kwargs", type=json_object, help="passed to the chat template, JSON")
     model.add_argument("--temperature", type=float, help="default: 0, greedy")
     model.add_argument("--max_new_tokens", type=int, help="most tokens of an action")
     model.add_argument("--max_episode_tokens", type=int, help="most tokens that the policy reads and says")
