@@ -4,6 +4,7 @@
 #   make check       lint, format, types  make hooks       the same before every commit
 #   make dist        what is published, in dist/
 #   make test-dist   the same, checked in a clean environment   make release-check   and what a release still needs
+#   make docs        the documentation site, into site/
 #   make test-ppo    the tests with the last TRL that has a PPOTrainer of its own (an environment beside .venv)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -14,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PPO_STAMP := .venv-ppo/installed
 
-.PHONY: demo test test-ppo test-slow check dist test-dist release-check hooks setup clean
+.PHONY: demo test test-ppo test-slow check docs dist test-dist release-check hooks setup clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/webshop.py --output_dir runs/demo --seed $(SEED)
@@ -46,6 +47,10 @@ test-dist: dist
 release-check: dist
 	$(BIN)/python tests/distribution/check_dist.py dist --torch '$(TORCH)' --release
 
+# What it would print otherwise is that there will be no MkDocs for it to go on with: mkdocs.yml says more.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 hooks: $(STAMP)
 	$(BIN)/pre-commit install
 
@@ -68,5 +73,5 @@ $(PPO_STAMP): pyproject.toml Makefile
 	$(call install,.venv-ppo,.[test],'trl<1.13')
 
 clean:
-	rm -rf .venv .venv-ppo build dist *.egg-info runs/demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ppo build dist site *.egg-info runs/demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find trl_mise tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -255,6 +255,21 @@ class TestPlay:
         _, out, _ = self.play(monkeypatch, capsys, "\nfly\n")
         assert "(not understood; " in out and "lost after 1 steps, return 0.000" in out
 
+    def test_a_shop(self, monkeypatch: Any, capsys: Any) -> None:
+        from trl_mise.envs.webshop import WebShopEnv, make_tasks
+        from trl_mise.envs.webshop_policies import expert_action as buys
+
+        env, (task,) = WebShopEnv(), make_tasks("train", 1, seed=0)
+        env.reset(seed=task["seed"], options=task)
+        actions: list[str] = []
+        while not actions or actions[-1] != "click[buy now]":
+            actions.append(buys(env))
+            env.step(actions[-1])
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(["?", *actions]) + "\n"))
+        status, out, err = run(capsys, "play", "--env", "webshop")
+        assert (status, err) == (0, "") and "search[" in out
+        assert out.endswith(f"won after {len(actions)} steps, return 1.000\n")
+
     @pytest.mark.parametrize("typed", ["", "q\n", "quit\n"])
     def test_enough_of_it(self, own: Path, monkeypatch: Any, capsys: Any, typed: str) -> None:
         status, out, _ = self.play(monkeypatch, capsys, typed)
