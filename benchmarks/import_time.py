@@ -4,6 +4,7 @@ python -m benchmarks.import_time --json benchmarks/results/import_time.json
 """
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import trl_mise
 
@@ -39,44 +40,49 @@ atexit.register(tell)
 """
 
 
-def measured(statement: str, folder: str) -> tuple[float, int, list[str]]:
-    """Seconds of a process that runs the statement, how many modules it loaded, and which of the heavy ones."""
-    code = REPORT.format(watched=WATCHED) + statement
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    seconds = time.perf_counter() - start
+class Run(NamedTuple):
+    """What one process took, and what it loaded."""
+
+    seconds: float
+    processor: float
+    modules: int
+    loaded: list[str]
+
+
+def measured(statement: str, folder: str) -> Run:
+    """Runs the statement in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-c", REPORT.format(watched=WATCHED) + statement]
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = [line for line in done.stderr.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
         raise RuntimeError(f"{statement!r} failed: {done.stderr[-2000:]}")
-    modules, loaded = json.loads(lines[-1].removeprefix("RESULT "))
-    return seconds, modules, loaded
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Run(seconds, processor, *json.loads(lines[-1].removeprefix("RESULT ")))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = arguments(__doc__.splitlines()[0]).parse_args(argv)
     has_cli = (Path(trl_mise.__file__).parent / "cli.py").exists()
-    arms = {**ARMS, **({"trl_mise.cli --help": HELP} if has_cli else {})}
+    arms = {**ARMS, **({"trl-mise --help": HELP} if has_cli else {})}
     if options.quick:
         arms = {name: arms[name] for name in ("alone", "import trl_mise", "trl_mise.envs.kitchen")}
     repeats = 1 if options.quick else options.repeats
     with tempfile.TemporaryDirectory() as folder:  # not in the checkout, whose folders would be modules
         for statement in arms.values():
             measured(statement, folder)  # into the system's cache
-        runs = [{name: measured(statement, folder) for name, statement in arms.items()} for _ in range(repeats)]
-    alone = statistics.median(run["alone"][0] for run in runs)
-    rows = []
-    for name in arms:
-        seconds = statistics.median(run[name][0] for run in runs)
-        _, modules, loaded = runs[-1][name]
-        above = None if name == "alone" else seconds - alone
-        found = {"s": seconds, "above alone": above, "modules": modules, "of them": ", ".join(loaded)}
-        rows.append({"until it can be used": name, **found})
+        rounds = [{name: measured(statement, folder) for name, statement in arms.items()} for _ in range(repeats)]
+    rows = [
+        {
+            "until it can be used": name,
+            "s": statistics.median(runs[name].seconds for runs in rounds),
+            "processor s": statistics.median(runs[name].processor for runs in rounds),
+            "modules": rounds[-1][name].modules,
+            "of them": ", ".join(rounds[-1][name].loaded),
+        }
+        for name in arms
+    ]
     return finish("import_time", options, rows, {"repeats": repeats})
 
 

@@ -34,7 +34,7 @@ def main() -> None:
 def with_tables(text: str) -> str:
     """The text up to the marker, and a section for every result."""
     results = [result(path.stem) for path in sorted((FOLDER / "results").glob("*.json"))]
-    order = ["update", "vs_ppo_trainer", "rollout", "scoring", "environments", "soak", "attacks"]
+    order = ["update", "vs_ppo_trainer", "rollout", "scoring", "environments", "soak", "attacks", "import_time"]
     results.sort(key=lambda result: order.index(result["benchmark"]))
     return text.split(MARKER)[0] + MARKER + "".join(map(section, results))
 

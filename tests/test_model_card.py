@@ -164,13 +164,19 @@ class TestWhat:
             assert "More Information Needed" not in card.text and "PEFT" not in card.text
             assert not is_edited(folder / "README.md")
 
-    def test_folders_of_this_machine_are_not_named(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("is_relative", [False, True])
+    def test_folders_of_this_machine_are_not_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_relative: bool
+    ) -> None:
+        """`runs/base` could be a name on the hub, too."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "runs" / "base").mkdir(parents=True)
         model = make_policy(make_tokenizer())
-        model.config._name_or_path = str(tmp_path / "base")
-        (tmp_path / "base").mkdir()
+        model.config._name_or_path = "runs/base" if is_relative else str(tmp_path / "runs" / "base")
         trainer = make_trainer(tmp_path / "run", model=model, peft_config=LORA)
         trainer.save_model()
-        assert str(tmp_path) not in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+        text = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+        assert "runs/base" not in text and str(tmp_path) not in text
 
     def test_without_hindsight_nothing_is_said_of_a_judge(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, hindsight=False)

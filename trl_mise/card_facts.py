@@ -33,8 +33,8 @@ SHOWN = {
     "max_completion_length": "most tokens of a completion",
 }
 """Options that are told whatever their value."""
-LEFT_OUT = ("vllm_server_", "num_envs")
-"""Options that say where it was computed, not what."""
+LEFT_OUT = ("vllm_server_", "num_envs", "log_", "health_warnings", "check_environment")
+"""Beginnings of options that say where it was computed, or what was shown of it, but not what."""
 
 
 @dataclass(frozen=True)
