@@ -42,6 +42,8 @@ class Interrupt(TrainerCallback):
 
 
 def main(folder: Path) -> None:
+    # A shell that starts the tests in the background has it ignored, by us too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     options: dict[str, Any] = {"disable_tqdm": False, "eval_dataset": tasks(4), "total_episodes": 32}
     trainer = make_trainer(folder / "whole", callbacks=[Others()], eval_strategy="steps", eval_steps=2, **options)
     print("-- start")

@@ -13,6 +13,7 @@ from trainer_fakes import LetterEnv, make_trainer, tasks
 from transformers import TrainerCallback
 
 from trl_mise.callback import UpdateRecord
+from trl_mise.notices import warn_once
 from trl_mise.run_record import PhaseTimer, RunFacts, RunRecorder, described, finite
 
 
@@ -220,6 +221,7 @@ class TestRecorder:
     def test_a_full_disk_costs_lines_and_not_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         recorder, args, state = self.recorder(tmp_path)
         recorder.on_train_begin(args, state, None)
+        warn_once.cache_clear()  # another test may have had a full disk
         full = functools.partial(_raise, OSError(28, "No space left on device"))
         monkeypatch.setattr("trl_mise.run_record.json.dumps", full)
         with pytest.warns(UserWarning, match="record of this run is incomplete: .*No space"):
