@@ -8,8 +8,8 @@ from typing import Any
 
 import _paths  # noqa: F401
 import torch
-from tqdm.auto import tqdm
 
+from trl_mise.commands.common import WarmStartProgress
 from trl_mise.report import write_report
 from trl_mise.tiny import cached
 
@@ -67,21 +67,6 @@ def load_tiny(recipe: Any) -> tuple[Any, Any]:
     # For matrices this small, handing work to a second thread costs more than it saves, much more on a busy machine.
     torch.set_num_threads(1)
     return cached(recipe, progress=WarmStartProgress())
-
-
-class WarmStartProgress:
-    """A progress bar for `trl_mise.tiny.cached`; appears only if there is something to do."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        if self.bar is None:
-            self.bar = tqdm(total=total, dynamic_ncols=True)
-        self.bar.set_description(f"warm start ({name})", refresh=False)
-        self.bar.update(done - self.bar.n)
-        if done >= total:
-            self.bar.close()
 
 
 def success_curve(log_history: list[dict[str, Any]]) -> list[float]:

@@ -17,28 +17,10 @@ from datasets import Dataset
 
 from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import TrlParser
+from trl_mise.commands.train_options import defaults_for
 from trl_mise.envs.registry import ENVIRONMENTS
 from trl_mise.envs.scienceworld import ScienceWorldEnv, make_tasks
 from trl_mise.scienceworld_recipe import TASK, ScienceWorldRecipe
-
-REAL_MODEL_DEFAULTS = {
-    "learning_rate": 1e-5,
-    "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 32,
-    "num_mini_batches": 4,
-    "num_ppo_epochs": 2,
-    "total_episodes": 4096,
-    "max_turns": 50,
-    "max_new_tokens": 32,
-    "max_episode_tokens": 6144,
-    "num_envs": 8,
-    "temperature": 1.0,
-    "kl_coef": 0.02,
-    "logging_steps": 1,
-    "num_sample_generations": 0,
-    "report_to": "none",
-    "system_prompt": ENVIRONMENTS["scienceworld"].system_prompt,
-}
 
 
 @dataclass
@@ -63,7 +45,9 @@ def main() -> None:
     parser = TrlParser((TaskArguments, ModelArguments, MISEConfig))
     given, *_ = TrlParser((ModelArguments,)).parse_args_and_config(return_remaining_strings=True)
     is_tiny = given.model_name_or_path is None
-    parser.set_defaults_with_config(**(ScienceWorldRecipe().training_defaults() if is_tiny else REAL_MODEL_DEFAULTS))
+    parser.set_defaults_with_config(
+        **(ScienceWorldRecipe().training_defaults() if is_tiny else defaults_for(ENVIRONMENTS["scienceworld"]))
+    )
     tasks, model_args, args = parser.parse_args_and_config()
 
     if is_tiny:

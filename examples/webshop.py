@@ -16,27 +16,10 @@ from datasets import Dataset
 
 from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import TrlParser
+from trl_mise.commands.train_options import defaults_for
 from trl_mise.envs.registry import ENVIRONMENTS
 from trl_mise.envs.webshop import WebShopEnv, make_tasks
 from trl_mise.webshop_recipe import WebShopRecipe
-
-REAL_MODEL_DEFAULTS = {
-    "learning_rate": 1e-5,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 16,
-    "num_mini_batches": 4,
-    "num_ppo_epochs": 2,
-    "total_episodes": 4096,
-    "max_turns": 12,
-    "max_new_tokens": 32,
-    "max_episode_tokens": 4096,
-    "temperature": 1.0,
-    "kl_coef": 0.02,
-    "logging_steps": 1,
-    "num_sample_generations": 0,
-    "report_to": "none",
-    "system_prompt": ENVIRONMENTS["webshop"].system_prompt,
-}
 
 
 @dataclass
@@ -54,7 +37,9 @@ def main() -> None:
     parser = TrlParser((ShopArguments, ModelArguments, MISEConfig))
     given, *_ = TrlParser((ModelArguments,)).parse_args_and_config(return_remaining_strings=True)
     is_tiny = given.model_name_or_path is None
-    parser.set_defaults_with_config(**(recipe.training_defaults() if is_tiny else REAL_MODEL_DEFAULTS))
+    parser.set_defaults_with_config(
+        **(recipe.training_defaults() if is_tiny else defaults_for(ENVIRONMENTS["webshop"]))
+    )
     shop, model_args, args = parser.parse_args_and_config()
 
     if is_tiny:

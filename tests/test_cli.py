@@ -431,6 +431,17 @@ class TestTrain:
         (task,) = given.instances(given.over({"eval_tasks": 9, "train_tasks": 1}))
         assert (task.train_tasks, task.eval_tasks, task.train_split) == (3, 9, "train")
 
+    def test_an_environment_brings_what_its_episodes_ask_for(self) -> None:
+        from trl_mise import MISEConfig
+        from trl_mise.commands.train_options import defaults_for
+
+        known = {name: defaults_for(spec) for name, spec in ENVIRONMENTS.items()}
+        assert (known["scienceworld"]["max_turns"], known["tasting"]["max_turns"]) == (50, 16)
+        assert known["webshop"]["system_prompt"] == ENVIRONMENTS["webshop"].system_prompt
+        for options in known.values():
+            config = MISEConfig(output_dir="unused", use_cpu=True, **options)
+            assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 32
+
     @pytest.mark.parametrize(
         "text, message",
         [("learnin_rate: 1\n", "'learnin_rate' is no option; did you mean learning_rate?"), ("- 1\n", "a mapping")],

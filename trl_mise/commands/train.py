@@ -8,8 +8,8 @@ from typing import Any
 
 from ..envs.base import EnvironmentFactory
 from ..envs.registry import EnvironmentSpec, environment_spec
-from .common import RUN_CONFIG_NAME
-from .train_options import REAL_MODEL_DEFAULTS, Given, TaskArguments, help_text, mapping
+from .common import RUN_CONFIG_NAME, WarmStartProgress
+from .train_options import Given, TaskArguments, defaults_for, help_text, mapping
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     given = Given(parser, argv)
     spec = environment_spec(_environment_name(given))
     recipe = None if given.value("model_name_or_path") else _tiny_recipe(spec, given)
-    merged = given.over({**_defaults(spec, recipe), "output_dir": f"runs/{spec.name.replace(':', '.')}"})
+    defaults = defaults_for(spec) if recipe is None else recipe.training_defaults()
+    merged = given.over({**defaults, "output_dir": f"runs/{spec.name.replace(':', '.')}"})
     task, model_args, args = given.instances(merged)
     policy = _load(model_args) if recipe is None else _load_tiny(recipe)
     env_kwargs = mapping("env_kwargs", task.env_kwargs) or dict(policy.env_kwargs or {})
@@ -66,13 +67,6 @@ def _environment_name(given: Given) -> str:
     if name is None:
         raise ValueError("--env is required: a name (trl-mise envs lists them), or module:factory of your own")
     return str(name)
-
-
-def _defaults(spec: EnvironmentSpec, recipe: Any) -> dict[str, Any]:
-    if recipe is not None:
-        return dict(recipe.training_defaults())
-    prompt = {} if spec.system_prompt is None else {"system_prompt": spec.system_prompt}
-    return {**REAL_MODEL_DEFAULTS, **prompt}
 
 
 def _tiny_recipe(spec: EnvironmentSpec, given: Given) -> Any:
@@ -105,26 +99,9 @@ def _load_tiny(recipe: Any) -> Policy:
 
     # For matrices this small, handing work to a second thread costs more than it saves.
     torch.set_num_threads(1)
-    model, tokenizer = cached(recipe, progress=_WarmStart())
+    model, tokenizer = cached(recipe, progress=WarmStartProgress())
     kwargs = getattr(recipe, "env_kwargs", None)
     return Policy(model, tokenizer, env_kwargs=kwargs, task_kwargs=kwargs)
-
-
-class _WarmStart:
-    """A progress bar for `cached`; appears only if there is something to do."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        if self._bar is None:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, dynamic_ncols=True, disable=None)
-        self._bar.set_description(f"warm start of the tiny policy ({name})", refresh=False)
-        self._bar.update(done - self._bar.n)
-        if done >= total:
-            self._bar.close()
 
 
 def _load(model_args: Any) -> Policy:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..envs.registry import EnvironmentSpec
 from .common import json_object, read_yaml
 
 HELP_GROUPS: Mapping[str, Sequence[str]] = {
@@ -59,6 +60,12 @@ REAL_MODEL_DEFAULTS: Mapping[str, Any] = {
     "report_to": "none",
 }
 """For an instruct model of any size with an adapter; the embedded tiny policies bring their own."""
+
+
+def defaults_for(spec: EnvironmentSpec) -> dict[str, Any]:
+    """Options for an instruct model in this environment."""
+    prompt = {} if spec.system_prompt is None else {"system_prompt": spec.system_prompt}
+    return {**REAL_MODEL_DEFAULTS, **spec.training_options, **prompt}
 
 
 @dataclass

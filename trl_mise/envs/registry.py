@@ -55,6 +55,7 @@ class EnvironmentSpec:
         extra (`str`, *optional*): the extra of this package that installs it.
         max_steps (`int`): enough for its expert, with room for detours.
         system_prompt (`str`, *optional*): what tells an instruct model how to act in it.
+        training_options (`Mapping`): what its episodes ask for in a training run, as options of `MISEConfig`.
         evaluation_tasks (`Mapping`): arguments of `make_tasks` that show the whole of it in a few episodes.
     """
 
@@ -67,6 +68,7 @@ class EnvironmentSpec:
     extra: str | None = None
     max_steps: int = 100
     system_prompt: str | None = None
+    training_options: Mapping[str, Any] = field(default_factory=dict)
     evaluation_tasks: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -112,6 +114,7 @@ class EnvironmentSpec:
 
 
 _OURS = "trl_mise.envs"
+_LONG_EPISODES = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 32, "num_envs": 8}
 ENVIRONMENTS: Mapping[str, EnvironmentSpec] = {
     spec.name: spec
     for spec in (
@@ -136,6 +139,7 @@ ENVIRONMENTS: Mapping[str, EnvironmentSpec] = {
             tasks=f"{_OURS}.webshop:make_tasks",
             expert=f"{_OURS}.webshop_policies:expert_action",
             max_steps=30,
+            training_options={"max_turns": 12},
             system_prompt=(
                 "You are shopping in a text web shop. Answer every page with exactly one action and nothing else: "
                 "search[your words] on the search page, or click[something shown on the page]. Find a product that "
@@ -151,6 +155,7 @@ ENVIRONMENTS: Mapping[str, EnvironmentSpec] = {
             package="textworld",
             extra="textworld",
             evaluation_tasks={"game": list(FTWP_GAMES)},
+            training_options={**_LONG_EPISODES, "max_turns": 30, "max_new_tokens": 24},
             system_prompt=(
                 "You are playing a text adventure. Answer every message with exactly one command and nothing else, "
                 "such as: look, inventory, open fridge, take red apple from counter, examine cookbook, cook red apple "
@@ -167,6 +172,7 @@ ENVIRONMENTS: Mapping[str, EnvironmentSpec] = {
             extra="scienceworld",
             max_steps=200,
             evaluation_tasks={"task": list(SCIENCEWORLD_TASKS)},
+            training_options={**_LONG_EPISODES, "max_turns": 50, "max_episode_tokens": 6144},
             system_prompt=(
                 "You are doing science experiments in a text world. Answer every message with exactly one command and "
                 "nothing else, such as: look around, inventory, open door to kitchen, go to kitchen, pick up "
