@@ -42,6 +42,7 @@ LAYERS = {
             "packing",
             "theory",
             "notices",
+            "display",
             "serialization",
             "tasks",
             "trajectory_log",
