@@ -87,6 +87,7 @@ LAYERS = {
             "callback",
             "judges",
             "tiny",
+            "tiny_world",
             "warm_start",
             "recipes",
             "tasting_recipe",

@@ -180,7 +180,8 @@ class CornerShopRecipe(WebShopRecipe):
         """`MISEConfig` options for this policy: 16 updates of 48 episodes."""
         return {
             **super().training_defaults(),
-            "learning_rate": 1e-3,
+            "learning_rate": 8e-4,
+            "kl_coef": 0.02,
             "per_device_train_batch_size": 24,
             "total_episodes": 48 * 16,
             "local_rollout_forward_batch_size": 64,
