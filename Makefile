@@ -2,6 +2,9 @@
 #   make demo        an agent learns a web shop, results in runs/demo   (SEED=1 for another seed)
 #   make test        the tests            make test-slow   the learning tests
 #   make check       lint, format, types  make hooks       the same before every commit
+#   make dist        what is published, in dist/
+#   make test-dist   the same, checked in a clean environment   make release-check   and what a release still needs
+#   make docs        the documentation site, into site/
 #   make test-ppo    the tests with the last TRL that has a PPOTrainer of its own (an environment beside .venv)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -12,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PPO_STAMP := .venv-ppo/installed
 
-.PHONY: demo test test-ppo test-slow check hooks setup clean
+.PHONY: demo test test-ppo test-slow check docs dist test-dist release-check hooks setup clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/webshop.py --output_dir runs/demo --seed $(SEED)
@@ -31,6 +34,22 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The source distribution first, the wheel from it; --strict: warnings are failures.
+dist: $(STAMP)
+	rm -rf dist build *.egg-info/SOURCES.txt
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+test-dist: dist
+	$(BIN)/python tests/distribution/check_dist.py dist --torch '$(TORCH)'
+
+release-check: dist
+	$(BIN)/python tests/distribution/check_dist.py dist --torch '$(TORCH)' --release
+
+# What it would print otherwise is that there will be no MkDocs for it to go on with: mkdocs.yml says more.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 hooks: $(STAMP)
 	$(BIN)/pre-commit install
@@ -54,5 +73,5 @@ $(PPO_STAMP): pyproject.toml Makefile
 	$(call install,.venv-ppo,.[test],'trl<1.13')
 
 clean:
-	rm -rf .venv .venv-ppo build dist *.egg-info runs/demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ppo build dist site *.egg-info runs/demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find trl_mise tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ import _paths  # noqa: F401
 import torch
 from tqdm.auto import tqdm
 
+from trl_mise.report import write_report
 from trl_mise.tiny import cached
 
 
@@ -116,6 +117,7 @@ def _report(trainer: Any, before: dict[str, float], after: dict[str, float], wat
         hindsight_coef=args.hindsight_coef,
         seed=args.seed,
     )
+    print(f"{write_report(args.output_dir)}: open it in a browser")
 
 
 def _mean(values: list[float]) -> float | None:

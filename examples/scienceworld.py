@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import TrlParser
+from trl_mise.envs.registry import ENVIRONMENTS
 from trl_mise.envs.scienceworld import ScienceWorldEnv, make_tasks
 from trl_mise.scienceworld_recipe import TASK, ScienceWorldRecipe
 
@@ -36,11 +37,7 @@ REAL_MODEL_DEFAULTS = {
     "logging_steps": 1,
     "num_sample_generations": 0,
     "report_to": "none",
-    "system_prompt": (
-        "You are doing science experiments in a text world. Answer every message with exactly one command and nothing "
-        "else, such as: look around, inventory, open door to kitchen, go to kitchen, pick up thermometer, focus on "
-        "thermometer, activate stove, wait1. Focus only on what the task says."
-    ),
+    "system_prompt": ENVIRONMENTS["scienceworld"].system_prompt,
 }
 
 

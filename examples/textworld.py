@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import TrlParser
+from trl_mise.envs.registry import ENVIRONMENTS
 from trl_mise.envs.textworld import TextWorldEnv, make_tasks
 from trl_mise.textworld_recipe import TextWorldRecipe
 
@@ -37,11 +38,7 @@ REAL_MODEL_DEFAULTS = {
     "logging_steps": 1,
     "num_sample_generations": 0,
     "report_to": "none",
-    "system_prompt": (
-        "You are playing a text adventure. Answer every message with exactly one command and nothing else, such as: "
-        "look, inventory, open fridge, take red apple from counter, examine cookbook, cook red apple with oven, "
-        "prepare meal, eat meal."
-    ),
+    "system_prompt": ENVIRONMENTS["textworld"].system_prompt,
 }
 
 

@@ -16,14 +16,10 @@ from datasets import Dataset
 
 from trl_mise import MISEConfig, MISETrainer
 from trl_mise._trl import TrlParser
+from trl_mise.envs.registry import ENVIRONMENTS
 from trl_mise.envs.webshop import WebShopEnv, make_tasks
 from trl_mise.webshop_recipe import WebShopRecipe
 
-SYSTEM_PROMPT = (
-    "You are shopping in a text web shop. Answer every page with exactly one action and nothing else: "
-    "search[your words] on the search page, or click[something shown on the page]. Find a product that fits the "
-    "instruction, click its options, then click[Buy Now]."
-)
 REAL_MODEL_DEFAULTS = {
     "learning_rate": 1e-5,
     "per_device_train_batch_size": 2,
@@ -39,7 +35,7 @@ REAL_MODEL_DEFAULTS = {
     "logging_steps": 1,
     "num_sample_generations": 0,
     "report_to": "none",
-    "system_prompt": SYSTEM_PROMPT,
+    "system_prompt": ENVIRONMENTS["webshop"].system_prompt,
 }
 
 

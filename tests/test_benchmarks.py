@@ -19,7 +19,8 @@ WITH_PPO = pytest.mark.skipif(not TRL_HAS_PPO, reason="this TRL has no PPOTraine
 
 
 @pytest.mark.parametrize(
-    "name", ["scoring", "rollout", "update", "soak", "attacks", pytest.param("vs_ppo_trainer", marks=WITH_PPO)]
+    "name",
+    ["scoring", "rollout", "update", "soak", "attacks", "import_time", pytest.param("vs_ppo_trainer", marks=WITH_PPO)],
 )
 def test_runs_and_writes_its_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new folder" / "result.json"

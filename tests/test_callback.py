@@ -1,4 +1,4 @@
-"""Calibration between two updates: when it acts, what it moves, what it remembers; and the progress bar's phases."""
+"""Calibration between two updates: when it acts, what it moves, what it remembers."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from toy_episodes import FakeAccelerator
 
 import trl_mise.callback as callback_module
 from trl_mise.calibration import CalibrationExample
-from trl_mise.callback import CalibrationCallback, PhaseProgressCallback, UpdateRecord
+from trl_mise.callback import CalibrationCallback, UpdateRecord
 from trl_mise.chat import ChatFormat
 from trl_mise.hindsight import HindsightReward
 from trl_mise.metrics import auroc
@@ -458,46 +458,3 @@ class TestState:
 def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CalibrationCallback(**arguments)
-
-
-class Bar:
-    """What the callback writes to."""
-
-    def __init__(self) -> None:
-        self.description = ""
-        self.postfix: dict[str, str] = {}
-
-    def set_description(self, text: str, refresh: bool = True) -> None:
-        self.description = text
-
-    def set_postfix(self, shown: dict[str, str], refresh: bool = True) -> None:
-        self.postfix = dict(shown)
-
-
-class TestPhaseProgress:
-    def test_the_phase_stands_before_the_bar_at_a_fixed_width(self) -> None:
-        progress = PhaseProgressCallback()
-        progress.training_bar = Bar()
-        progress.on_phase("update")
-        assert progress.training_bar.description == "update    "
-        progress.on_phase("rollout", " 3/8 episodes")
-        assert progress.training_bar.description == "rollout    3/8 episodes"
-
-    def test_without_a_bar_a_phase_is_no_error(self) -> None:
-        """Processes other than the main one have none, nor has the time before `train()`."""
-        PhaseProgressCallback().on_phase("rollout")
-
-    def test_what_is_shown_is_kept_until_it_is_logged_again(self) -> None:
-        progress, state = PhaseProgressCallback(), SimpleNamespace(is_world_process_zero=True)
-        progress.training_bar = Bar()
-        progress.on_log(None, state, None, logs={"env/success": 0.25, "hindsight/auroc": 0.5, "loss/value_avg": 9.0})
-        progress.on_log(None, state, None, logs={"eval_success": 0.75})
-        progress.on_log(None, state, None, logs={"env/success": 0.5})
-        assert progress.training_bar.postfix == {"success": "0.50", "auroc": "0.50", "eval success": "0.75"}
-
-    def test_other_processes_show_nothing(self) -> None:
-        progress = PhaseProgressCallback()
-        progress.training_bar = Bar()
-        progress.on_log(None, SimpleNamespace(is_world_process_zero=False), None, logs={"env/success": 1.0})
-        progress.on_log(None, SimpleNamespace(is_world_process_zero=True), None, logs=None)
-        assert progress.training_bar.postfix == {}

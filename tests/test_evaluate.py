@@ -404,7 +404,7 @@ class TestExample:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            (["--env", "nowhere"], "evaluate.py: environment 'nowhere' is unknown; choose one of kitchen,"),
+            (["--env", "nowhere"], "trl-mise eval: error: environment 'nowhere' is unknown; choose one of kitchen,"),
             (["--env", "kitchen", "--env_kwargs", '{"rooms": 1}'], "cannot be made: TypeError.*rooms"),
             (["--env", "kitchen", "--split", "dev"], "split must be one of"),
             (["--env", "kitchen", "--agent", "model"], "--agent model needs --model_name_or_path"),

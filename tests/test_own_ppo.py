@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from trainer_fakes import (
@@ -176,22 +175,6 @@ def test_batches_of_several_processes(processes: int, updates: int, tmp_path: Pa
     work_out_batches(args, 16, processes)
     assert (args.total_episodes, args.batch_size, args.local_batch_size) == (32, 4 * processes, 4)
     assert args.num_total_batches == updates
-
-
-def test_the_model_card_says_what_was_done(tmp_path: Path) -> None:
-    model = make_policy(make_tokenizer())
-    model.config._name_or_path = "someone/base"
-    trainer = make(tmp_path, model)
-    trainer._paper = {"title": "A Method", "id": "2604.11611", "citation": "@article{method}"}
-    trainer.create_model_card(model_name="mine", dataset_name="someone/tasks", tags="kitchen")
-    card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.base_model == "someone/base" and card.data.datasets == "someone/tasks"
-    assert {"kitchen", "ppo"} <= set(card.data.tags) and card.data.library_name == "transformers"
-    for said in ("# mine", "A Method", "papers/2604.11611", "@article{method}", "trl-mise"):
-        assert said in card.text, said
-    model.config._name_or_path = str(tmp_path)
-    trainer.create_model_card()
-    assert str(tmp_path) not in (tmp_path / "README.md").read_text()
 
 
 def test_a_checkpoint_is_whole(tmp_path: Path) -> None:

@@ -46,7 +46,23 @@ LAYERS = {
             "serialization",
             "tasks",
             "trajectory_log",
+            "judge_plots",
+            "live_run",
+            "live_frame",
+            "live_terminal",
             "checkpoints",
+            "versions",
+            "markdown",
+            "card_facts",
+            "card_texts",
+            "model_card",
+            "run_data",
+            "report_statistics",
+            "report_curves",
+            "report_charts",
+            "report_summary",
+            "report_episodes",
+            "report",
         ]
         + [f"envs.{path.stem}" for path in sorted((PACKAGE / "envs").glob("*.py")) if path.stem != "__init__"],
         ["torch", "transformers", "trl"],
@@ -84,7 +100,11 @@ LAYERS = {
             "backends",
             "processes",
             "hindsight",
+            "live",
+            "trackers",
             "callback",
+            "publishing",
+            "run_record",
             "judges",
             "tiny",
             "tiny_world",
@@ -169,7 +189,8 @@ def imports(node: ast.AST, package: str) -> Iterator[tuple[int, str]]:
 
 
 def imports_of(path: Path) -> list[tuple[int, str]]:
-    package = "trl_mise.envs" if path.parent.name == "envs" else "trl_mise"
+    in_package = path.is_relative_to(PACKAGE)
+    package = ".".join(["trl_mise", *path.parent.relative_to(PACKAGE).parts]) if in_package else "trl_mise"
     return list(imports(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)), package))
 
 
@@ -184,6 +205,15 @@ def test_a_layer_does_not_load_the_libraries_of_those_above(layer):
     if not present:
         pytest.skip(f"none of {modules} exists yet")
     arguments = [sys.executable, "-c", IMPORTER, json.dumps([present, forbidden])]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_command_line_waits_for_nothing_that_it_does_not_need():
+    """Commands reach into all layers, but when they are asked to."""
+    light = ["cli", *(f"commands.{path.stem}" for path in (PACKAGE / "commands").glob("*.py"))]
+    forbidden = ["torch", "transformers", "trl", "datasets", "rich", "tqdm"]
+    arguments = [sys.executable, "-c", IMPORTER, json.dumps([[full_name(module) for module in light], forbidden])]
     result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
 

@@ -106,7 +106,7 @@ class TestOnesOwn:
         (
             "kitchn",
             ValueError,
-            "'kitchn' is unknown; choose one of kitchen, webshop, textworld, scienceworld, or name",
+            "'kitchn' is unknown; choose one of kitchen, tasting, webshop, textworld, scienceworld, or name",
         ),
         ("", ValueError, "unknown"),
         (":OwnEnv", ValueError, "unknown"),

@@ -20,6 +20,8 @@ from transformers import TrainerCallback
 from trl_mise import MISETrainer
 
 ON_THE_CLOCK = ("train_runtime",)
+OURS = ("on_step_end", "on_phase", "on_event", "on_open", "on_failure", "on_close")
+"""Called without a state, or written down in a way of its own."""
 
 
 class Recorder(TrainerCallback):
@@ -31,7 +33,7 @@ class Recorder(TrainerCallback):
         self.stop_after = stop_after
 
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("on_") and name not in ("on_step_end", "on_phase"):
+        if name.startswith("on_") and name not in OURS:
             return lambda args, state, control, **kwargs: self.events.append(name)
         return super().__getattribute__(name)
 

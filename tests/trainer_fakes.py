@@ -185,7 +185,7 @@ def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
 
 def logs_without(log_history: Iterable[Mapping[str, Any]], *names: str) -> list[dict[str, Any]]:
     """The log without what depends on the clock."""
-    return [{k: v for k, v in entry.items() if k not in names} for entry in log_history]
+    return [{k: v for k, v in entry.items() if k not in names and "time/" not in k} for entry in log_history]
 
 
 class WordValueModel(nn.Module):

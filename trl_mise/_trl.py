@@ -3,7 +3,7 @@
 import importlib
 import os
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from packaging.version import Version
 
@@ -49,6 +49,20 @@ def grpo_classes() -> tuple[Any, Any]:
     return trl.GRPOConfig, trl.GRPOTrainer
 
 
+class ModelArguments(NamedTuple):
+    """What TRL's own scripts load models with."""
+
+    config_class: Any
+    get_peft_config: Any
+    get_quantization_config: Any
+
+
+def model_arguments() -> ModelArguments:
+    """TRL's `ModelConfig`, and what makes adapter and quantisation of it."""
+    trl = importlib.import_module("trl")
+    return ModelArguments(trl.ModelConfig, trl.get_peft_config, trl.get_quantization_config)
+
+
 def vllm_classes() -> tuple[Any, Any]:
     """TRL's `VLLMGeneration`, which carries weights to a vLLM server, and `VLLMClient`, which asks it.
 
@@ -71,6 +85,7 @@ __all__ = [
     "TrlParser",
     "check_trl_version",
     "grpo_classes",
+    "model_arguments",
     "prepare_deepspeed",
     "unwrap_model_for_generation",
     "vllm_classes",

@@ -1,8 +1,7 @@
-"""Calibration and progress, as Trainer callbacks."""
+"""Calibration and health, as Trainer callbacks."""
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,16 +13,16 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
 
 from .calibration import CalibrationExample, ReplayBuffer, make_calibrator
 from .calibration_losses import anchor_loss, step_target_loss, sum_target_loss, verdict_log_odds
 from .health import HealthMonitor, HealthThresholds, HindsightHealthWarning
 from .hindsight import HindsightReward
+from .live import LiveViewCallback
 from .metrics import hindsight_metrics
 from .packing import plan_batches
 from .sharding import is_sharded
-from .types import HindsightScores, Trajectory
+from .types import HindsightScores, StepCredit, Trajectory
 from .writing import written_loss
 from .written import balanced_advantages, calibration_rewards
 
@@ -44,6 +43,9 @@ class UpdateRecord:
         reference_verdicts (`Mapping[int, Tensor]`): `(T, K)` verdict logits of the reference model, by the index of
             the episode, as far as they are known.
         agreement (`np.ndarray`): `(B,)` mean_t A_t^env n_t of each episode, see [`AgreementGate`]; may be empty.
+        credit ([`StepCredit`], *optional*): what the steps were given to learn from.
+        warnings (`list[str]`): what was said of this update; callbacks that come later may show or store it, and the
+            trainer passes it on to those with an `on_event`.
     """
 
     trajectories: list[Trajectory]
@@ -56,6 +58,8 @@ class UpdateRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     reference_verdicts: Mapping[int, Tensor] = field(default_factory=dict)
     agreement: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    credit: StepCredit | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 class CalibrationCallback(TrainerCallback):
@@ -409,7 +413,22 @@ class HealthCallback(TrainerCallback):
         won = np.array([trajectory.success for trajectory in update.trajectories], dtype=bool)
         judged = np.isfinite(scores)
         for message in self.monitor.update(update.metrics, scores[judged], won[judged]):
+            update.warnings.append(message)
             warnings.warn(f"update {state.global_step}: {message}", HindsightHealthWarning, stacklevel=2)
+
+
+def call_hooks(callbacks: Sequence[TrainerCallback], name: str, *values: Any) -> None:
+    """Calls the method of this name of all callbacks that have one.
+
+    Beside transformers' events the trainers know `on_phase(phase, detail)`, when a part of an update begins or gets
+    on; `on_event(kind, message, update)`, when there is something to be told (`"health"`, `"skipped"`); `on_open()`,
+    when an evaluation outside of a run begins; `on_failure(error)`, when an error ends a run; and `on_close()`, when
+    a run, or an evaluation outside of one, is over, however it ended.
+    """
+    for callback in callbacks:
+        hook = getattr(callback, name, None)
+        if callable(hook):
+            hook(*values)
 
 
 def stateful_callbacks(callbacks: Sequence[TrainerCallback]) -> list[Any]:
@@ -454,27 +473,5 @@ def _split_by_tokens(
     return [[batch[i] for i in part] for part in plan_batches(lengths, max_tokens)]
 
 
-class PhaseProgressCallback(ProgressCallback):
-    """The Trainer's progress bar, which also says what is being done: rollout, scoring, update, calibration, ETA."""
-
-    def __init__(self, max_str_len: int = 100) -> None:
-        super().__init__(max_str_len)
-        self.summary: dict[str, str] = {}
-
-    def on_phase(self, phase: str, detail: str = "") -> None:
-        """Called by the trainer when a phase begins."""
-        if self.training_bar is not None:
-            # Into a file or a pipe, a line for every change would drown the rest.
-            self.training_bar.set_description(f"{phase:<10s}{detail}", refresh=sys.stderr.isatty())
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or self.training_bar is None or not logs:
-            return
-        shown = {
-            "success": "env/success",
-            "return": "env/return",
-            "auroc": "hindsight/auroc",
-            "eval success": "eval_success",
-        }
-        self.summary.update({label: f"{logs[key]:.2f}" for label, key in shown.items() if key in logs})
-        self.training_bar.set_postfix(self.summary, refresh=sys.stderr.isatty())
+PhaseProgressCallback = LiveViewCallback
+"""Its name when it was a progress bar."""

@@ -14,8 +14,8 @@ import shutil
 import warnings
 from pathlib import Path
 
-STAGING = ".saving"
-"""Beside the checkpoints; what is being written."""
+STAGING = "_saving"
+"""Beside the checkpoints; what is being written. Names with an underscore are not pushed to the hub."""
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 

@@ -22,20 +22,27 @@ from .callback import (
     CalibrationCallback,
     HealthCallback,
     UpdateRecord,
+    call_hooks,
     load_callbacks,
     stateful_callbacks,
 )
+from .card_texts import PAPER
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .completions import CompletionEpisodes, completion_episodes
 from .grpo_config import MISEGRPOConfig
 from .heads import eval_mode, keep_four_bit_layout
 from .hindsight import HindsightReward, NonFiniteVerdicts, coef_of
+from .hindsight_config import HindsightConfig
+from .live import show_live
 from .metrics import episode_metrics
 from .processes import from_all, means_over_all, numbers_of_all
+from .publishing import PublishingTrainer
+from .run_record import RunFacts, RunRecorder
 from .sharding import gathered
 from .single_turn import StepCutter
-from .trajectory_log import TrajectoryLog
-from .types import HindsightScores
+from .trackers import track_episodes
+from .trajectory_log import EPISODES_NAME, TrajectoryLog
+from .types import HindsightScores, StepCredit
 
 GRPOTrainer: Any = grpo_classes()[1]
 
@@ -51,11 +58,13 @@ class TokenAdvantages:
         agreement (`np.ndarray`): `(N,)` mean_t A_n n_nt of each episode, see [`AgreementGate`]; empty where all
             advantages are 0 and nothing can be compared.
         shaping_share (`float`): how much of what the steps get is praise or blame.
+        credit ([`StepCredit`]): the advantages of the N episodes by steps.
     """
 
     advantages: Tensor
     agreement: np.ndarray
     shaping_share: float
+    credit: StepCredit
 
 
 def token_advantages(
@@ -81,14 +90,17 @@ def token_advantages(
     of_episodes = group_advantages.double().cpu().numpy()[episodes.rows]
     if of_episodes.any():
         agreement = np.array([a * n.mean() for a, n in zip(of_episodes, step_scores, strict=True)])
+    shaping = tuple(gate * coef * np.asarray(n, dtype=np.float64) for n in step_scores)
+    credit = StepCredit(shaping, tuple(a + s for a, s in zip(of_episodes, shaping, strict=True)))
     return TokenAdvantages(
         advantages=group_advantages[:, None] + praise.to(group_advantages.dtype),
         agreement=agreement,
         shaping_share=float(praise.abs().sum()) / total if total > 0 else 0.0,
+        credit=credit,
     )
 
 
-class MISEGRPOTrainer(GRPOTrainer):
+class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
     """GRPO whose advantages tell the steps of an episode apart.
 
     GRPO compares the returns of several completions of one prompt, and gives every token of a completion the same
@@ -111,6 +123,8 @@ class MISEGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "grpo", "mise"]
     _name = "MISE-GRPO"
+    _paper = PAPER
+    _card_options = (HindsightConfig, MISEGRPOConfig)
 
     def __init__(
         self,
@@ -134,6 +148,7 @@ class MISEGRPOTrainer(GRPOTrainer):
         self.uses_hindsight = coef_of(hindsight, config) > 0
         if self.uses_hindsight:
             _check_options(config, hindsight)
+        self._trl_environment = kwargs.get("environment_factory")
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -153,9 +168,9 @@ class MISEGRPOTrainer(GRPOTrainer):
         self._log_bytes: int | None = None
         self._own_reference: nn.Module | None = None
         if self.uses_hindsight:
-            self._set_up(hindsight)
+            self._set_up(hindsight, kwargs.get("environment_factory"))
 
-    def _set_up(self, hindsight: HindsightReward | bool | None) -> None:
+    def _set_up(self, hindsight: HindsightReward | bool | None, environment: Any) -> None:
         args = self.args
         keep_four_bit_layout(self.model)
         if getattr(self, "_is_vlm", False):
@@ -167,6 +182,9 @@ class MISEGRPOTrainer(GRPOTrainer):
         if args.health_warnings:
             self.add_callback(HealthCallback())  # after the calibration, whose metrics it looks at
         self.add_callback(_BatchEnd(self))
+        track_episodes(self)
+        show_live(self)
+        self.add_callback(RunRecorder(RunFacts.of(self, self.policy, environment, args.generation_batch_size)))
         self.chat: PromptFormat = self._prompt_format()
         self.cutter = StepCutter(self.processing_class, args.step_delimiter)
         self.hindsight: HindsightReward = (
@@ -200,6 +218,13 @@ class MISEGRPOTrainer(GRPOTrainer):
         return reference.requires_grad_(False).eval()
 
     # The models
+
+    @property
+    def describes_itself(self) -> bool:
+        return self.uses_hindsight
+
+    def _card_environment(self) -> Any:
+        return self._trl_environment
 
     @property
     def policy(self) -> nn.Module:
@@ -239,22 +264,28 @@ class MISEGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         is_training = self.model.training
+        self._phase("rollout" if is_training else "evaluation")
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if not (is_training and self.uses_hindsight):
-            return batch
+        if is_training and self.uses_hindsight:
+            batch = self._with_praise(batch, inputs)
+        self._phase("update" if is_training else "evaluation")
+        return batch
+
+    def _with_praise(self, batch: dict[str, Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:
         episodes = self.episodes(batch, inputs)
+        self._phase("scoring")
         try:
             scores = self.score(episodes)
         except NonFiniteVerdicts as error:
             if self.accelerator.num_processes > 1:
                 raise
             task = dict(episodes.trajectories[error.episode].task)
-            warnings.warn(
-                f"update {self._num_batches + 1}: the verdicts on the episode of {task!r} are not finite, and "
-                f"hindsight is left out of this batch. {error}",
-                RuntimeWarning,
-                stacklevel=2,
+            message = (
+                f"the verdicts on the episode of {task!r} are not finite, and hindsight is left out of this batch. "
+                f"{error}"
             )
+            self._event("skipped", message, self._num_batches + 1)
+            warnings.warn(f"update {self._num_batches + 1}: {message}", RuntimeWarning, stacklevel=2)
             return batch
         targets = self.advantages(batch["advantages"], episodes, scores)
         metrics = {**episode_metrics(episodes.trajectories), "hindsight/shaping_share": targets.shaping_share}
@@ -268,6 +299,7 @@ class MISEGRPOTrainer(GRPOTrainer):
             self._num_batches + 1,
             metrics,
             agreement=targets.agreement,
+            credit=targets.credit,
         )
         return {**batch, "advantages": targets.advantages}
 
@@ -305,6 +337,13 @@ class MISEGRPOTrainer(GRPOTrainer):
 
     # The end of a batch: calibration, log
 
+    def _phase(self, name: str) -> None:
+        call_hooks(self.callback_handler.callbacks, "on_phase", name, "")
+
+    def _event(self, kind: str, message: str, update: int) -> None:
+        """Tells the callbacks with an `on_event` what happened in an update."""
+        call_hooks(self.callback_handler.callbacks, "on_event", kind, message, update)
+
     def _end_batch(self) -> None:
         """After an optimizer step; does something after the last one on a batch of completions."""
         record = self._pending
@@ -312,10 +351,16 @@ class MISEGRPOTrainer(GRPOTrainer):
             return
         self._num_batches = record.number
         self._pending = None
+        self._phase("calibrate")
         with eval_mode(self.model):
-            for callback in self.callback_handler.callbacks:
-                if "update" in inspect.signature(callback.on_step_end).parameters:
-                    callback.on_step_end(self.args, self.state, self.control, update=record)
+            try:
+                for callback in self.callback_handler.callbacks:
+                    if "update" in inspect.signature(callback.on_step_end).parameters:
+                        callback.on_step_end(self.args, self.state, self.control, update=record)
+            finally:
+                # Also where a filter makes an error of a warning: then it is what ended the run.
+                for message in record.warnings:
+                    self._event("health", message, record.number)
         for name, value in means_over_all(self.accelerator, record.metrics).items():
             self._metrics["train"][name].append(value)
         if self.args.log_trajectories:
@@ -323,14 +368,14 @@ class MISEGRPOTrainer(GRPOTrainer):
 
     def _log_episodes(self, record: UpdateRecord) -> None:
         """The episodes of all processes, process after process, into the main one's file."""
-        of_processes = from_all(self.accelerator, (record.trajectories, record.scores))
+        of_processes = from_all(self.accelerator, (record.trajectories, record.scores, record.credit))
         if not self.args.should_save:
             return
         if self._log_file is None:
-            path = os.path.join(self.args.output_dir, "trajectories.jsonl")
+            path = os.path.join(self.args.output_dir, EPISODES_NAME)
             self._log_file = TrajectoryLog(path, keep_bytes=self._log_bytes)
-        for trajectories, scores in of_processes:
-            self._log_file.write(record.number, trajectories, scores)
+        for trajectories, scores, credit in of_processes:
+            self._log_file.write(record.number, trajectories, scores, credit)
 
     # Checkpoints
 
@@ -339,16 +384,31 @@ class MISEGRPOTrainer(GRPOTrainer):
         self._pending, self._num_batches, self._log_bytes = None, 0, None
         try:
             return super().train(*args, **kwargs)
+        except BaseException as error:
+            call_hooks(self.callback_handler.callbacks, "on_failure", error)
+            raise
         finally:
             if self._log_file is not None:
                 self._log_file.close()
                 self._log_file = None
+            call_hooks(self.callback_handler.callbacks, "on_close")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if not (self.uses_hindsight and self.args.should_save):
+        if not self.uses_hindsight:
+            super()._save_checkpoint(model, trial)
             return
+        self._finish_push_before_deleting()
+        with self._pushes_held():
+            super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        self._save_judge(folder)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    def _save_judge(self, folder: Path) -> None:
+        """What transformers does not know of: the judge's statistics, what callbacks keep, how long the log is."""
+        if not self.args.should_save:
+            return
         log_bytes = self._log_bytes if self._log_file is None else self._log_file.num_bytes
         state = {"hindsight": self.hindsight.state_dict(), "batches": self._num_batches, "log_bytes": log_bytes}
         (folder / HINDSIGHT_STATE_NAME).write_text(json.dumps(state), encoding="utf-8")

@@ -72,6 +72,10 @@ class HindsightConfig:
             Give a [`HindsightHealthWarning`] where the judge seems to fail.
         log_trajectories (`bool`, *optional*, defaults to `True`):
             Write every training episode to `<output_dir>/trajectories.jsonl`.
+        log_sample_episodes (`int`, *optional*, defaults to `4`):
+            Episodes of every tenth update that `report_to`'s trackers (`"tensorboard"`, `"wandb"`, `"trackio"`) show
+            with the score of every step, half of them won where there are such; plots of the judge beside them. 0
+            leaves them out.
     """
 
     hindsight_coef: float | None = option(None, "Weight alpha of the hindsight scores; 0 switches them off.")
@@ -111,6 +115,7 @@ class HindsightConfig:
     )
     health_warnings: bool = option(True, "Warn where the judge seems to fail.")
     log_trajectories: bool = option(True, "Write every training episode to trajectories.jsonl.")
+    log_sample_episodes: int = option(4, "Episodes that trackers show with the score of every step; 0 for none.")
 
     def choose_precision(self: Any) -> None:
         """bfloat16 where nothing was chosen and it is worth having."""
@@ -153,6 +158,7 @@ class HindsightConfig:
             "calibration_every": 1,
             "calibration_buffer_size": 2,
             "calibration_anchor_coef": 0,
+            "log_sample_episodes": 0,
         }
         check_minimums(self, minimums, {"hindsight_context_tokens": 1, "calibration_batch_size": 2})
         if not 0 <= self.hindsight_ema < 1:

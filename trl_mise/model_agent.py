@@ -15,7 +15,9 @@ from .envs.pool import EnvironmentPool, Isolation
 from .evaluation import EpisodeResult, Progress
 from .generation import Sampling
 from .heads import context_limit
+from .hindsight import HindsightReward
 from .rollout import RolloutLimits, collect_rollouts
+from .types import HindsightScores, Trajectory
 
 
 @dataclass
@@ -71,6 +73,16 @@ class ModelAgent:
         on_progress: Progress | None = None,
     ) -> list[EpisodeResult]:
         """One episode per task, `num_envs` of them side by side."""
+        return [EpisodeResult.of(trajectory) for trajectory in self.rollout(factory, tasks, max_steps, on_progress)]
+
+    def rollout(
+        self,
+        factory: EnvironmentFactory,
+        tasks: Sequence[Mapping[str, Any]],
+        max_steps: int,
+        on_progress: Progress | None = None,
+    ) -> list[Trajectory]:
+        """As [`play`], with all that happened: texts, tokens, spans."""
         chat = ChatFormat(self.tokenizer, self.system_prompt)
         longest = context_limit(self.model, self.max_episode_tokens)
         limits = RolloutLimits(max_steps, self.max_new_tokens, longest, self.history_window)
@@ -84,5 +96,16 @@ class ModelAgent:
             TransformersBackend().session(self.model, sampling) as generate,
         ):
             envs = pool.take(min(self.num_envs, len(tasks)))
-            trajectories = collect_rollouts(tasks, envs, generate, chat, limits, on_progress, refill=True)
-        return [EpisodeResult.of(trajectory) for trajectory in trajectories]
+            return collect_rollouts(tasks, envs, generate, chat, limits, on_progress, refill=True)
+
+    def score(self, trajectories: Sequence[Trajectory], **judge: Any) -> HindsightScores:
+        """What the model thinks of every step in hindsight.
+
+        Args:
+            trajectories (`Sequence[Trajectory]`): of [`rollout`].
+            judge: arguments of [`HindsightReward`], e.g. the `prompt` that it was trained with.
+        """
+        reward = HindsightReward(ChatFormat(self.tokenizer, self.system_prompt), seed=self.seed, **judge)
+        self.model.eval()
+        with torch.no_grad():
+            return reward.score(self.model, trajectories)

@@ -5,7 +5,6 @@ Built on transformers' `Trainer`, whose initialisation, saving, callbacks, loggi
 
 import copy
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainerState
 from transformers.utils import is_peft_available
@@ -153,32 +151,6 @@ class PPOTrainer(Trainer):
         self.create_model_card(model_name=name.split("/")[-1])
         super()._save_checkpoint(model, trial)
 
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """Writes `README.md` to `output_dir`: what was trained, how, and whom to cite.
-
-        Args:
-            model_name (`str`, *optional*): of the heading; defaults to the output directory's.
-            dataset_name (`str`, *optional*): that it was trained on.
-            tags (`str` or `list[str]`, *optional*): beside the trainer's own.
-        """
-        if not self.is_world_process_zero():
-            return
-        base_model = getattr(self.model.config, "_name_or_path", "") or None
-        if base_model is not None and os.path.isdir(base_model):
-            base_model = None  # a folder of this machine says nothing to others
-        own = [tags] if isinstance(tags, str) else list(tags or ())
-        data = ModelCardData(
-            base_model=base_model,
-            datasets=dataset_name,
-            library_name="peft" if self.is_peft_model else "transformers",
-            model_name=model_name,
-            tags=sorted({*own, *self._tag_names}),
-        )
-        card = ModelCard(_card_text(data, model_name, base_model, dataset_name, self._name, self._paper))
-        card.save(os.path.join(self.args.output_dir, "README.md"))
-
 
 def work_out_batches(args: PPOConfig, num_rows: int, num_processes: int) -> None:
     """Fills in the batch sizes of `args`, and the number of updates.
@@ -249,26 +221,3 @@ def _disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-
-
-def _card_text(
-    data: ModelCardData,
-    model_name: str | None,
-    base_model: str | None,
-    dataset_name: str | None,
-    method: str,
-    paper: Mapping[str, str],
-) -> str:
-    of = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "a model of its own"
-    on = f" on [{dataset_name}](https://huggingface.co/datasets/{dataset_name})" if dataset_name else ""
-    lines = [
-        *("---", data.to_yaml(), "---", "", f"# {model_name or 'Model'}", ""),
-        f"Trained from {of}{on} with {method}, by [TRL](https://github.com/huggingface/trl)'s plugin trl-mise.",
-    ]
-    if paper:
-        lines += [
-            "",
-            f"Method: {paper['title']} ([arXiv {paper['id']}](https://huggingface.co/papers/{paper['id']})).",
-        ]
-        lines += ["", "## Citation", "", "```bibtex", paper["citation"], "```"]
-    return "\n".join([*lines, ""])

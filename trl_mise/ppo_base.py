@@ -10,20 +10,22 @@ import numpy as np
 import safetensors.torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from transformers.trainer_callback import ProgressCallback
 
 from .actor_critic import ActorCritic, ValueHead
-from .callback import PhaseProgressCallback
+from .callback import call_hooks
 from .config import MISEConfig
+from .envs.base import EnvironmentFactory
 from .heads import keep_four_bit_layout
+from .hindsight_config import HindsightConfig
 from .ppo import PPOTrainer
 from .processes import means_over_all, numbers_of_all
+from .publishing import PublishingTrainer
 
 VALUE_HEAD_NAME = "value_head.safetensors"
 VALUE_MODEL_DIR = "value_model"
 
 
-class RepairedPPOTrainer(PPOTrainer):
+class RepairedPPOTrainer(PublishingTrainer, PPOTrainer):
     """PPOTrainer whose inherited methods work on the unwrapped [`ActorCritic`]; `train` is the subclass's business.
 
     With `is_plain_ppo` (set before `__init__`) every method is PPOTrainer's own.
@@ -33,6 +35,8 @@ class RepairedPPOTrainer(PPOTrainer):
     args: MISEConfig
     reward_model: Any
     control: Any
+    environment_factory: EnvironmentFactory | None
+    _card_options = (HindsightConfig, MISEConfig)
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Called by PPOTrainer right after it wrapped policy and value model; our wrapper takes its place."""
@@ -63,9 +67,6 @@ class RepairedPPOTrainer(PPOTrainer):
             self.actor_critic.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs or {"use_reentrant": False}
             )
-        if not args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(PhaseProgressCallback())
 
     def _disable_functional_dropout(self) -> None:
         """PPOTrainer only finds dropout *modules*; attention layers keep their rate as a number."""
@@ -130,9 +131,11 @@ class RepairedPPOTrainer(PPOTrainer):
         return numbers_of_all(self.accelerator, values)
 
     def _phase(self, name: str, detail: str = "") -> None:
-        for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "on_phase"):
-                callback.on_phase(name, detail)
+        call_hooks(self.callback_handler.callbacks, "on_phase", name, detail)
+
+    def _event(self, kind: str, message: str, update: int) -> None:
+        """Tells the callbacks with an `on_event` what happened in an update."""
+        call_hooks(self.callback_handler.callbacks, "on_event", kind, message, update)
 
     def _fire(self, event: str, **kwargs: Any) -> None:
         self.control = self.callback_handler.call_event(event, self.args, self.state, self.control, **kwargs)
@@ -168,28 +171,24 @@ class RepairedPPOTrainer(PPOTrainer):
         finally:
             self.model = wrapped
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the policy (or its adapter), the tokenizer, and the value model beside it."""
-        if self.is_plain_ppo:
-            super().save_model(output_dir, _internal_call)
-            return
+    @property
+    def describes_itself(self) -> bool:
+        return not self.is_plain_ppo
+
+    def _card_environment(self) -> Any:
+        return self.environment_factory
+
+    def _save_files(self, folder: str) -> None:
+        """The policy (or its adapter), the tokenizer, and the value model beside it."""
         value_model: Any = self.actor_critic.value_model
         with self._policy_as_model():
-            super().save_model(output_dir, _internal_call)
-        directory = output_dir or self.args.output_dir
+            super()._save_files(folder)
         if not self.args.should_save:
             return
         if isinstance(value_model, ValueHead):
-            safetensors.torch.save_file(value_model.state_dict(), os.path.join(directory, VALUE_HEAD_NAME))
+            safetensors.torch.save_file(value_model.state_dict(), os.path.join(folder, VALUE_HEAD_NAME))
         else:
-            value_model.save_pretrained(os.path.join(directory, VALUE_MODEL_DIR))
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        if self.is_plain_ppo:
-            super().create_model_card(*args, **kwargs)
-            return
-        with self._policy_as_model():
-            super().create_model_card(*args, **kwargs)
+            value_model.save_pretrained(os.path.join(folder, VALUE_MODEL_DIR))
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from .hindsight import HindsightReward
 from .ppo_base import RepairedPPOTrainer
 from .processes import from_all
 from .tasks import TaskSampler
-from .trajectory_log import TrajectoryLog
+from .trajectory_log import EPISODES_NAME, TrajectoryLog
 
 TRAINABLE_NAME = "trainable.safetensors"
 LOOP_STATE_NAME = "loop_state_{rank}.json"
@@ -45,13 +45,13 @@ class ResumableTrainer(RepairedPPOTrainer):
     trainer's state): the trained parameters of policy and value model by name, for any architecture and adapter;
     position and random state of the task queue, of the minibatches and of the judge; the judge's statistics and gate;
     whatever callbacks with `save_state(directory)` and `load_state(directory)` have to say; the log's unfinished
-    window; and how long `trajectories.jsonl` was.
+    window; and how long the files of episodes were.
     """
 
     hindsight: HindsightReward | None
     _sampler: TaskSampler
     _rng: np.random.Generator
-    _log_file: TrajectoryLog | None
+    _logs: dict[str, TrajectoryLog]
     state: Any
     _staging: Path | None = None
     _terminated = False
@@ -75,11 +75,13 @@ class ResumableTrainer(RepairedPPOTrainer):
                 start_staging(args.output_dir)
             accelerator.wait_for_everyone()
             self._staging = Path(args.output_dir) / STAGING
-            super()._save_checkpoint(model, trial)
+            with self._pushes_held():
+                super()._save_checkpoint(model, trial)
             self._save_loop(self._staging / name)
             accelerator.wait_for_everyone()
             if args.should_save:
                 publish(self._staging / name, target)
+                self._finish_push_before_deleting()
                 rotate(args.output_dir, args.save_total_limit, self.state.best_model_checkpoint)
             accelerator.wait_for_everyone()
         except Exception as error:
@@ -101,11 +103,6 @@ class ResumableTrainer(RepairedPPOTrainer):
         """transformers writes checkpoints in here."""
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not before it has its name: the upload goes on in the background."""
-        if self._staging is None:
-            super()._push_from_checkpoint(checkpoint_folder)
-
     def _save_loop(self, folder: Path) -> None:
         """What transformers does not know of. Random states are each process's own."""
         folder.mkdir(parents=True, exist_ok=True)  # another process may not have come so far
@@ -125,7 +122,7 @@ class ResumableTrainer(RepairedPPOTrainer):
             "tasks": self._sampler.state_dict(),
             "hindsight": None if self.hindsight is None else self.hindsight.state_dict(),
             "log_window": dict(self._window),
-            "log_bytes": None if self._log_file is None else self._log_file.num_bytes,
+            "log_bytes": {name: log.num_bytes for name, log in self._logs.items()},
         }
 
     def _run_identity(self) -> dict[str, Any]:
@@ -170,11 +167,11 @@ class ResumableTrainer(RepairedPPOTrainer):
             )
         return folder
 
-    def _restore(self, folder: Path) -> int | None:
+    def _restore(self, folder: Path) -> dict[str, int]:
         """Everything but the global random states, see `_restore_random_states`.
 
         Returns:
-            `int`: bytes of `trajectories.jsonl` that belong to the run so far; `None` if it wrote none.
+            `dict[str, int]`: bytes that belong to the run so far, of each of its files of episodes.
 
         Raises:
             CheckpointError: it is of another kind of run, or has the model only.
@@ -199,7 +196,9 @@ class ResumableTrainer(RepairedPPOTrainer):
         if self.hindsight is not None:
             self.hindsight.load_state_dict(loop["hindsight"])
         load_callbacks(self.callback_handler.callbacks, str(folder), self.hindsight)
-        return loop["log_bytes"]
+        known = loop["log_bytes"]
+        # A checkpoint of version 0.1 knows one file, or none.
+        return known if isinstance(known, dict) else {} if known is None else {EPISODES_NAME: known}
 
     def _check_identity(self, folder: Path, known: Mapping[str, Any]) -> None:
         own = self._run_identity()

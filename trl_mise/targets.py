@@ -23,7 +23,7 @@ from .advantages import (
     whiten,
 )
 from .losses import KLEstimator, kl_estimate
-from .types import Trajectory
+from .types import StepCredit, Trajectory
 from .update import Evaluation, UpdateTargets
 
 
@@ -62,11 +62,13 @@ class TargetResult:
         agreement (`np.ndarray`): `(B,)` mean_t A_t^env n_t of each episode, for the gate; empty without hindsight, and
             where the return is all there is to compare with and all returns are equal.
         metrics (`dict[str, float]`): `objective/*`, and `hindsight/shaping_share`.
+        credit ([`StepCredit`]): the same by steps, for people.
     """
 
     update: UpdateTargets
     agreement: np.ndarray
     metrics: dict[str, float]
+    credit: StepCredit
 
 
 def compute_targets(
@@ -103,7 +105,7 @@ def compute_targets(
         "objective/entropy": float(-(evaluation.log_probs * layout.mask).sum()) / len(trajectories),
         "objective/scores": float(np.mean([t.episode_return for t in trajectories])),
     }
-    agreement, ungated = np.zeros(0), None
+    agreement, ungated, praise = np.zeros(0), None, None
     if step_scores is not None:
         agreement = _agreement(advantages, env_rewards, turn_scores, layout, options, reduce)
         let_through, environment = options.gate * options.hindsight_coef, env_rewards
@@ -114,10 +116,20 @@ def compute_targets(
             # While all returns are equal, whitening blows up what little praise a nearly closed gate lets through;
             # so its scale is that of the advantages with the gate open.
             ungated = shaped_advantages(scaled, turn_scores, options.hindsight_coef, layout)
-        metrics["hindsight/shaping_share"] = _share(let_through * turn_scores, environment)
+        praise = let_through * turn_scores  # (B, T)
+        metrics["hindsight/shaping_share"] = _share(praise, environment)
     advantages = whiten(advantages, layout.mask, reduce, scale_of=ungated)
     targets = UpdateTargets(advantages=advantages, returns=returns, value_mask=_value_mask(layout, options.turn_level))
-    return TargetResult(targets, agreement, metrics)
+    credit = StepCredit(_by_steps(praise, layout), _by_steps(mean_by_turn(advantages, layout), layout))
+    return TargetResult(targets, agreement, metrics, credit)
+
+
+def _by_steps(turn_values: Tensor | None, layout: ActionLayout) -> tuple[np.ndarray, ...]:
+    """`(B, T)` -> B arrays `(T_b,)`."""
+    if turn_values is None:
+        return (np.zeros(0),) * len(layout.turn_mask)
+    values, lengths = turn_values.double().cpu().numpy(), layout.turn_mask.sum(dim=1).tolist()
+    return tuple(row[:length] for row, length in zip(values, lengths, strict=True))
 
 
 def _agreement(

@@ -1,7 +1,6 @@
 """`MISETrainer`: TRL's PPOTrainer with multi-turn episodes and calibrated hindsight self-evaluation."""
 
 import os
-import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,8 @@ from ._trl import unwrap_model_for_generation
 from .actor_critic import ValueHead
 from .advantages import ActionLayout, action_layout
 from .backends import BACKENDS, GenerationBackend, TransformersBackend
-from .callback import CalibrationCallback, HealthCallback, UpdateRecord
+from .callback import CalibrationCallback, HealthCallback, UpdateRecord, call_hooks
+from .card_texts import PAPER
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .checks import check_arguments, check_batch
 from .config import MISEConfig
@@ -33,6 +33,7 @@ from .envs.pool import EnvironmentPool
 from .generation import Sampling
 from .heads import context_limit, eval_mode, text_config
 from .hindsight import HindsightReward, NonFiniteVerdicts, coef_of
+from .live import show_live
 from .losses import PPOCoefficients
 from .metrics import episode_metrics
 from .micro_batches import MicroBatch, idle_micro_batches, last_state_batches, make_micro_batches
@@ -41,13 +42,15 @@ from .ppo_base import mixed_precision
 from .processes import from_all
 from .resume import ResumableTrainer
 from .rollout import Generate, RolloutLimits, collect_rollouts
+from .run_record import PhaseTimer, RunFacts, RunRecorder
 from .scorers import Questionnaire
 from .sharding import gathered
 from .single_turn import StepCutter, collect_responses, score_responses
 from .targets import TargetOptions, TargetResult, compute_targets
 from .tasks import TaskSampler
-from .trajectory_log import TrajectoryLog
-from .types import HindsightScores, Trajectory
+from .trackers import track_episodes
+from .trajectory_log import EPISODES_NAME, EVALUATIONS_NAME, TrajectoryLog
+from .types import HindsightScores, StepCredit, Trajectory
 from .update import (
     Evaluation,
     StepHooks,
@@ -90,17 +93,7 @@ class MISETrainer(ResumableTrainer):
 
     _tag_names = ["trl", "ppo", "mise"]
     _name = "MISE"
-    _paper = {
-        "title": "Mutual Information Self-Evaluation",
-        "id": "2604.11611",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{mise2026,
-                title        = {{Mutual Information Self-Evaluation}},
-                year         = 2026,
-                eprint       = {arXiv:2604.11611}
-            }"""),
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -163,8 +156,9 @@ class MISETrainer(ResumableTrainer):
         self._turn_level = (args.gae_level or ("turn" if has_environment else "token")) == "turn"
         self._kl_is_loss = (args.kl_placement or ("loss" if has_environment else "reward")) == "loss"
         self._environments: EnvironmentPool | None = self._environment_pool()
-        self._log_file: TrajectoryLog | None = None
-        self._in_session = False
+        self._logs: dict[str, TrajectoryLog] = {}
+        self._evaluated_before: list[tuple[list[Trajectory], str]] = []
+        self._in_session = self._has_trained = False
         self._skipped_steps = 0
         self._is_blocked = False
         calibrates = any(isinstance(callback, CalibrationCallback) for callback in self.callback_handler.callbacks)
@@ -173,6 +167,11 @@ class MISETrainer(ResumableTrainer):
         if self.hindsight is not None and args.health_warnings:
             # After the calibration, whose metrics it looks at.
             self.add_callback(HealthCallback())
+        track_episodes(self)
+        show_live(self)
+        # After all that takes time at the end of an update.
+        self.add_callback(PhaseTimer())
+        self.add_callback(RunRecorder(RunFacts.of(self, self.policy, self.environment_factory, args.batch_size)))
         if self._environments is not None and args.check_environment:
             try:
                 check_env(self._environments.factory, task=dict(self.train_dataset[0]))
@@ -267,6 +266,7 @@ class MISETrainer(ResumableTrainer):
                 metrics = {**episode_metrics(episodes), **targets.metrics, **update_metrics}
                 failed = [t for t in episodes if t.failed]
                 self._end_update(trajectories, scores, evaluation, targets, metrics, failed)
+        self._finish_current_push()
         losses = [entry["loss/policy_avg"] for entry in self.state.log_history if "loss/policy_avg" in entry]
         runtime = {"train_runtime": time.time() - start, "train_episodes": float(self.state.episode)}
         return TrainOutput(self.state.global_step, float(np.mean(losses)) if losses else 0.0, runtime)
@@ -279,7 +279,7 @@ class MISETrainer(ResumableTrainer):
         self._rng = np.random.default_rng([args.seed, self.accelerator.process_index])
         self._sampler = TaskSampler(self.train_dataset_len, args.batch_size, seed=args.seed)
         self.state.global_step, self.state.episode = 0, 0
-        log_bytes = None
+        log_bytes: Mapping[str, int] = {}
         if checkpoint is not None:
             log_bytes = self._restore(checkpoint)
         state = self.state
@@ -287,25 +287,41 @@ class MISETrainer(ResumableTrainer):
         state.num_train_epochs = args.total_episodes / self.train_dataset_len
         state.compute_steps(args, state.max_steps)
         self.control.should_training_stop = False
-        if args.log_trajectories and args.should_save:
-            self._log_file = TrajectoryLog(os.path.join(args.output_dir, "trajectories.jsonl"), log_bytes)
-        self._in_session = True
+        self._open_logs(log_bytes)
+        self._in_session = self._has_trained = True
         try:
             self._fire("on_train_begin")
             if checkpoint is not None:
                 self._restore_random_states(checkpoint)
             yield self._batches()
             self._fire("on_train_end")
+        except BaseException as error:
+            call_hooks(self.callback_handler.callbacks, "on_failure", error)
+            raise
         finally:
             self._close()
 
+    def _open_logs(self, keep_bytes: Mapping[str, int]) -> None:
+        """The episodes' files of a new run, or of one that goes on."""
+        args = self.args
+        if not (args.log_trajectories and args.should_save):
+            return
+        for name in (EPISODES_NAME, EVALUATIONS_NAME):
+            self._logs[name] = TrajectoryLog(os.path.join(args.output_dir, name), keep_bytes.get(name))
+        if EVALUATIONS_NAME not in keep_bytes:
+            for trajectories, prefix in self._evaluated_before:
+                self._logs[EVALUATIONS_NAME].write(0, trajectories, None, split=prefix)
+        self._evaluated_before.clear()
+
     def _close(self) -> None:
         self._in_session = False
-        if self._log_file is not None:
-            self._log_file.close()
-            self._log_file = None
-        if self._environments is not None:
-            self._environments.close()
+        while self._logs:
+            self._logs.popitem()[1].close()
+        try:
+            call_hooks(self.callback_handler.callbacks, "on_close")
+        finally:
+            if self._environments is not None:
+                self._environments.close()
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         """This process's rows of each update, until the end or until a callback stops the training."""
@@ -594,10 +610,13 @@ class MISETrainer(ResumableTrainer):
     def _skipped(self, what: str, tasks: str) -> None:
         """Counts and tells it; ends the run after too many in a row."""
         self._skipped_steps += 1
-        told = (
-            f"update {self.state.global_step + 1}: {what} ({self._skipped_steps} in a row; "
-            f"max_skipped_steps={self.args.max_skipped_steps}). It was about the episodes of {tasks}"
+        update = self.state.global_step + 1
+        message = (
+            f"{what} ({self._skipped_steps} in a row; max_skipped_steps={self.args.max_skipped_steps}). It was about "
+            f"the episodes of {tasks}"
         )
+        self._event("skipped", message, update)
+        told = f"update {update}: {message}"
         if self._skipped_steps > self.args.max_skipped_steps:
             raise NonFiniteUpdate(
                 f"{told}. Lower learning_rate, set max_grad_norm, or look at these episodes; a checkpoint of before "
@@ -631,26 +650,52 @@ class MISETrainer(ResumableTrainer):
             metrics,
             reference_verdicts=evaluation.ref_verdicts,
             agreement=targets.agreement,
+            credit=targets.credit,
         )
         self._phase("calibrate" if self.hindsight is not None else "finish")
         with eval_mode(self.model):
-            self._fire("on_step_end", update=record)
+            try:
+                self._fire("on_step_end", update=record)
+            finally:
+                # Also where a filter makes an error of a warning: then it is what ended the run.
+                for message in record.warnings:
+                    self._event("health", message, record.number)
         if self.args.log_trajectories:
-            self._log_episodes(trajectories, scores, failed)
+            self._log_episodes(trajectories, scores, targets.credit, failed)
         self._heed_sigterm()
         self._follow_control(record.metrics)
 
     def _log_episodes(
-        self, trajectories: list[Trajectory], scores: HindsightScores | None, failed: Sequence[Trajectory]
+        self,
+        trajectories: list[Trajectory],
+        scores: HindsightScores | None,
+        credit: StepCredit,
+        failed: Sequence[Trajectory],
     ) -> None:
         """The episodes of all processes, process after process, into the main one's file."""
-        own = (trajectories, scores, list(failed))
+        own = (trajectories, scores, credit, list(failed))
         of_processes = from_all(self.accelerator, own)
-        if self._log_file is None:
+        if EPISODES_NAME not in self._logs:
             return
-        for played, judged, broken in of_processes:
-            self._log_file.write(self.state.global_step, played, judged)
-            self._log_file.write(self.state.global_step, broken, None)
+        log, update = self._logs[EPISODES_NAME], self.state.global_step
+        for played, judged, credited, broken in of_processes:
+            log.write(update, played, judged, credited)
+            log.write(update, broken, None)
+
+    def _log_evaluation(self, trajectories: list[Trajectory], prefix: str) -> None:
+        """Greedy episodes into their file; those before training wait until a run begins."""
+        args, done = self.args, self.state.global_step
+        if not (args.log_trajectories and args.should_save):
+            return
+        if self._in_session:
+            self._logs[EVALUATIONS_NAME].write(done, trajectories, None, split=prefix)
+        elif not self._has_trained:
+            self._evaluated_before.append((trajectories, prefix))
+        else:
+            path = os.path.join(args.output_dir, EVALUATIONS_NAME)
+            log = TrajectoryLog(path, keep_bytes=os.path.getsize(path) if os.path.exists(path) else 0)
+            log.write(done, trajectories, None, split=prefix)
+            log.close()
 
     def _follow_control(self, metrics: Mapping[str, float]) -> None:
         """Logs, evaluates and saves where the callbacks asked for it."""
@@ -691,6 +736,8 @@ class MISETrainer(ResumableTrainer):
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         rows = [dict(dataset[i]) for i in range(rank, len(dataset), ranks)]
         try:
+            if not self._in_session:
+                call_hooks(self.callback_handler.callbacks, "on_open")
             trajectories = self.collect(rows, greedy=True)
             self.without_failures(trajectories)
         finally:
@@ -698,6 +745,7 @@ class MISETrainer(ResumableTrainer):
                 self._close()
         if ranks > 1:
             trajectories = gather_object(trajectories)
+        self._log_evaluation(trajectories, metric_key_prefix)
         measured = {name.removeprefix("env/"): value for name, value in episode_metrics(trajectories).items()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         metrics[f"{metric_key_prefix}_episodes"] = float(len(trajectories))

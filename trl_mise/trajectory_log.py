@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .types import HindsightScores, Trajectory
+from .types import HindsightScores, StepCredit, Trajectory
 from .written import WrittenVerdict
+
+EPISODES_NAME, EVALUATIONS_NAME = "trajectories.jsonl", "evaluations.jsonl"
 
 
 def trajectory_record(
@@ -18,8 +20,19 @@ def trajectory_record(
     scores: np.ndarray | None,
     verdict_probs: np.ndarray | None,
     written: Sequence[WrittenVerdict] = (),
+    shaping: Sequence[float] = (),
+    advantages: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """One episode as JSON values: task, seed, turns with their scores, evaluations and rewards, outcome."""
+    """One episode as JSON values: task, seed, turns with their scores, evaluations, rewards and credit, outcome.
+
+    Args:
+        update (`int`): that played it, from 1; of an evaluation, the updates done before it.
+        trajectory ([`Trajectory`]): T turns.
+        scores (`np.ndarray`, *optional*): `(T,)` hindsight scores.
+        verdict_probs (`np.ndarray`, *optional*): `(T, K)`.
+        written (`Sequence[WrittenVerdict]`): T evaluations, or none.
+        shaping (`Sequence[float]`), advantages (`Sequence[float]`): T numbers each, or none, see [`StepCredit`].
+    """
     turns: list[dict[str, Any]] = []
     for step, turn in enumerate(trajectory.turns):
         record: dict[str, Any] = {
@@ -33,6 +46,10 @@ def trajectory_record(
             record["verdict_probs"] = [round(float(p), 6) for p in verdict_probs[step]]
         if written:
             record["evaluation"] = written[step].text
+        if len(shaping):
+            record["shaping"] = round(float(shaping[step]), 6)
+        if len(advantages):
+            record["advantage"] = round(float(advantages[step]), 6)
         turns.append(record)
     return {
         "update": update,
@@ -76,14 +93,33 @@ class TrajectoryLog:
         """Written so far, all on its way to the disk."""
         return self._file.tell()
 
-    def write(self, update: int, trajectories: Sequence[Trajectory], scores: HindsightScores | None) -> None:
+    def write(
+        self,
+        update: int,
+        trajectories: Sequence[Trajectory],
+        scores: HindsightScores | None,
+        credit: StepCredit | None = None,
+        **more: Any,
+    ) -> None:
+        """A line per episode.
+
+        Args:
+            update (`int`): that played them.
+            trajectories (`Sequence[Trajectory]`): N episodes.
+            scores ([`HindsightScores`], *optional*): of the same episodes.
+            credit ([`StepCredit`], *optional*): of the same episodes.
+            more: what else belongs into every record.
+        """
+        nothing = [()] * len(trajectories)
         per_episode = scores.split() if scores is not None else [None] * len(trajectories)
         probs = scores.split(scores.verdict_probs) if scores is not None else [None] * len(trajectories)
-        written = scores.split_written() if scores is not None else [()] * len(trajectories)
-        for of_episode in zip(trajectories, per_episode, probs, written, strict=True):
-            record = trajectory_record(update, *of_episode)
+        written = scores.split_written() if scores is not None else nothing
+        given = (credit.shaping, credit.advantages) if credit is not None else (nothing, nothing)
+        for of_episode in zip(trajectories, per_episode, probs, written, *given, strict=True):
+            record = {**trajectory_record(update, *of_episode), **more}
             line = json.dumps(record, ensure_ascii=False, default=_plain) + "\n"
-            self._file.write(line.encode("utf-8"))
+            # An environment's text may hold half a surrogate pair, which UTF-8 cannot; JSON's escape can.
+            self._file.write(line.encode("utf-8", errors="backslashreplace"))
         self._file.flush()
 
     def close(self) -> None:

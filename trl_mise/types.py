@@ -68,6 +68,21 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class StepCredit:
+    """What the steps of N episodes were given to learn from.
+
+    Args:
+        shaping (`tuple[np.ndarray, ...]`): N arrays `(T_n,)`, gate * alpha * n_t: what hindsight added to the step's
+            advantage, or to its reward; empty arrays where it added nothing.
+        advantages (`tuple[np.ndarray, ...]`): N arrays `(T_n,)`, mean over the step's tokens of the advantage that the
+            update used.
+    """
+
+    shaping: tuple[np.ndarray, ...]
+    advantages: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """What the policy saw at one state of an episode that its context need not hold: the last turns.
 

@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 import random
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,7 @@ class EnvironmentSpec:
         package (`str`, *optional*): the optional package that it needs.
         extra (`str`, *optional*): the extra of this package that installs it.
         max_steps (`int`): enough for its expert, with room for detours.
+        system_prompt (`str`, *optional*): what tells an instruct model how to act in it.
         evaluation_tasks (`Mapping`): arguments of `make_tasks` that show the whole of it in a few episodes.
     """
 
@@ -64,6 +66,7 @@ class EnvironmentSpec:
     package: str | None = None
     extra: str | None = None
     max_steps: int = 100
+    system_prompt: str | None = None
     evaluation_tasks: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -120,12 +123,24 @@ ENVIRONMENTS: Mapping[str, EnvironmentSpec] = {
             expert=f"{_OURS}.kitchen:expert_action",
         ),
         EnvironmentSpec(
+            name="tasting",
+            description="a chef's table: whether a choice was good is said several steps later; no dependency",
+            environment=f"{_OURS}.tasting:TastingEnv",
+            tasks=f"{_OURS}.tasting:make_tasks",
+            expert=f"{_OURS}.tasting:expert_action",
+        ),
+        EnvironmentSpec(
             name="webshop",
             description="WebShop's text simulator, on a generated catalogue or on the official files",
             environment=f"{_OURS}.webshop:WebShopEnv",
             tasks=f"{_OURS}.webshop:make_tasks",
             expert=f"{_OURS}.webshop_policies:expert_action",
             max_steps=30,
+            system_prompt=(
+                "You are shopping in a text web shop. Answer every page with exactly one action and nothing else: "
+                "search[your words] on the search page, or click[something shown on the page]. Find a product that "
+                "fits the instruction, click its options, then click[Buy Now]."
+            ),
         ),
         EnvironmentSpec(
             name="textworld",
@@ -136,6 +151,11 @@ ENVIRONMENTS: Mapping[str, EnvironmentSpec] = {
             package="textworld",
             extra="textworld",
             evaluation_tasks={"game": list(FTWP_GAMES)},
+            system_prompt=(
+                "You are playing a text adventure. Answer every message with exactly one command and nothing else, "
+                "such as: look, inventory, open fridge, take red apple from counter, examine cookbook, cook red apple "
+                "with oven, prepare meal, eat meal."
+            ),
         ),
         EnvironmentSpec(
             name="scienceworld",
@@ -147,6 +167,11 @@ ENVIRONMENTS: Mapping[str, EnvironmentSpec] = {
             extra="scienceworld",
             max_steps=200,
             evaluation_tasks={"task": list(SCIENCEWORLD_TASKS)},
+            system_prompt=(
+                "You are doing science experiments in a text world. Answer every message with exactly one command and "
+                "nothing else, such as: look around, inventory, open door to kitchen, go to kitchen, pick up "
+                "thermometer, focus on thermometer, activate stove, wait1. Focus only on what the task says."
+            ),
         ),
     )
 }
@@ -155,6 +180,9 @@ ENVIRONMENTS: Mapping[str, EnvironmentSpec] = {
 
 def environment_spec(name: str) -> EnvironmentSpec:
     """The environment of that name; `module:attribute` names a class or a factory of one's own.
+
+    Where the module of one's own also has a `make_tasks(split, n, seed=0, **kwargs)` or an `expert_action(env)`, they
+    are its tasks and its expert.
 
     Raises:
         ValueError: there is none of that name; the message lists those that there are.
@@ -169,7 +197,10 @@ def environment_spec(name: str) -> EnvironmentSpec:
             "'module:factory'"
         )
     made = _load(name, name)
-    return EnvironmentSpec(name, (made.__doc__ or "one of your own").strip().splitlines()[0], environment=name)
+    description = (made.__doc__ or "one of your own").strip().splitlines()[0]
+    found = sys.modules[module]
+    tasks, expert = (f"{module}:{f}" if hasattr(found, f) else None for f in ("make_tasks", "expert_action"))
+    return EnvironmentSpec(name, description, environment=name, tasks=tasks, expert=expert)
 
 
 def _load(name: str, path: str) -> Callable[..., Any]:

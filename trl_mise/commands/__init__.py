@@ -1,0 +1,1 @@
+"""The commands of `trl-mise`, a module each, imported when it is asked for."""
