@@ -66,15 +66,14 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     Raises:
         ValueError: a word that the pre-tokenizer would cut, so that its id could never occur.
     """
-    pre_tokenizer = _pre_tokenizer()
     vocabulary: dict[str, int] = {}
     for word in (UNK, *MARKUP, *words):
-        pieces = [piece for piece, _ in pre_tokenizer.pre_tokenize_str(word)]
+        pieces = split_pieces(word)
         if pieces != [word]:
             raise ValueError(f"words: {word!r} is no single word, it reads {pieces}; give its pieces instead")
         vocabulary.setdefault(word, len(vocabulary))
     backend = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
-    backend.pre_tokenizer = pre_tokenizer
+    backend.pre_tokenizer = _pre_tokenizer()
     # Special tokens stay out of the model's own vocabulary: as plain text they are unknown words and nothing else.
     backend.add_special_tokens([AddedToken(token, special=True) for token in (PAD, USER, ASSISTANT, END)])
     return PreTrainedTokenizerFast(
@@ -87,6 +86,11 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         padding_side="left",
     )
+
+
+def split_pieces(text: str) -> list[str]:
+    """The words that [`build_tokenizer`] needs to know to read `text`."""
+    return [piece for piece, _ in _pre_tokenizer().pre_tokenize_str(text)]
 
 
 def _pre_tokenizer() -> PreTokenizer:

@@ -10,7 +10,7 @@ It is a stand-in for an instruct model's weak prior: more is in it than it shows
 import functools
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .envs import webshop
 from .envs.base import EnvironmentFactory
@@ -53,6 +53,11 @@ class WebShopRecipe:
     attributes_per_category: int = 8
     biased: bool = False
     seed: int = 0
+
+    # No fields: they would rename every policy that is in somebody's cache.
+    num_heads: ClassVar[int] = 4
+    batch_size: ClassVar[int] = 32
+    verdict_batch_size: ClassVar[int] = 16
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
@@ -105,16 +110,19 @@ class WebShopRecipe:
         """Builds and warm-starts (model, tokenizer)."""
         tokenizer = build_tokenizer([*webshop.vocabulary(self.env_kwargs), "judge", "good", "bad"])
         chat = MemoisedFormat(tokenizer)
-        model = build_policy(tokenizer, num_layers=self.num_layers, max_positions=512, seed=self.seed)
+        model = build_policy(
+            tokenizer, num_layers=self.num_layers, num_heads=self.num_heads, max_positions=512, seed=self.seed
+        )
         judged = self._judged(chat, judge_step)
         biased = self._judged(chat, biased_judge_step) if self.biased else judged
         evaluators = [HindsightReward(chat, prompt=HINDSIGHT_PROMPT, view=view) for view in ("prefix", "full")]
         expert, hasty = (self._play(chat, act, number) for number, act in ((1, _expert), (2, self._hasty)))
         clean = verdict_examples(judged, evaluators, CLEAN_ACCURACY)
         noisy = verdict_examples(biased, evaluators, self.verdict_accuracy)
+        phase = functools.partial(Phase, batch_size=self.batch_size, verdict_batch_size=self.verdict_batch_size)
         phases = [
-            Phase("expert", self.expert_steps, expert.trajectories, clean),
-            Phase("hasty", self.hasty_steps, hasty.trajectories, noisy, learning_rate=1e-3),
+            phase("expert", self.expert_steps, expert.trajectories, clean),
+            phase("hasty", self.hasty_steps, hasty.trajectories, noisy, learning_rate=1e-3),
         ]
         warm_start(model, phases, seed=self.seed, progress=progress)
         return model, tokenizer
@@ -133,6 +141,53 @@ class WebShopRecipe:
             [trajectory for part in played for trajectory in part.trajectories],
             [judged for part in played for judged in part.judged_good],
         )
+
+
+@dataclass(frozen=True)
+class CornerShopRecipe(WebShopRecipe):
+    """A dozen products, two on a page: a policy from nothing, and trained, in two minutes; for the notebooks.
+
+    Smaller batches, fewer steps and simpler goals (one attribute) than [`WebShopRecipe`]; for its arguments see there.
+    """
+
+    verdict_accuracy: float = 0.8
+    p_search: float = 0.6
+    p_first: float = 0.6
+    p_skip: float = 0.65
+    episodes: int = 600
+    expert_steps: int = 200
+    hasty_steps: int = 40
+    num_products: int = 12
+    attributes_per_category: int = 4
+
+    num_heads: ClassVar[int] = 2
+    batch_size: ClassVar[int] = 16
+    verdict_batch_size: ClassVar[int] = 8
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        smaller = {
+            "num_categories": 3,
+            "attributes_per_product": 1,
+            "title_attributes": 1,
+            "goals_per_product": 24,
+            "results_per_page": 2,
+            "max_results": 4,
+        }
+        return {**super().env_kwargs, **smaller}
+
+    def training_defaults(self) -> dict[str, Any]:
+        """`MISEConfig` options for this policy: 16 updates of 48 episodes."""
+        return {
+            **super().training_defaults(),
+            "learning_rate": 8e-4,
+            "kl_coef": 0.02,
+            "per_device_train_batch_size": 24,
+            "total_episodes": 48 * 16,
+            "local_rollout_forward_batch_size": 64,
+            "calibration_batch_size": 16,
+            "eval_strategy": "no",
+        }
 
 
 def _expert(env: Any, rng: random.Random) -> str:
