@@ -5,6 +5,7 @@
 #   make dist        what is published, in dist/
 #   make test-dist   the same, checked in a clean environment   make release-check   and what a release still needs
 #   make docs        the documentation site, into site/
+#   make notebooks   executes the notebooks and saves them in place
 #   make test-ppo    the tests with the last TRL that has a PPOTrainer of its own (an environment beside .venv)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -15,7 +16,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PPO_STAMP := .venv-ppo/installed
 
-.PHONY: demo test test-ppo test-slow check docs dist test-dist release-check hooks setup clean
+.PHONY: demo test test-ppo test-slow check docs notebooks dist test-dist release-check hooks setup clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/webshop.py --output_dir runs/demo --seed $(SEED)
@@ -50,6 +51,9 @@ release-check: dist
 # What it would print otherwise is that there will be no MkDocs for it to go on with: mkdocs.yml says more.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/execute.py
 
 hooks: $(STAMP)
 	$(BIN)/pre-commit install

@@ -31,6 +31,10 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+NOISE = re.compile(r"Failed to load CPU gemm_4bit_forward from kernels-community.*\n?")
+"""What bitsandbytes says where it is installed and there is no GPU; nothing here uses it then."""
+TIMING = re.compile(r" · [\d.]+ m?s/update| · ETA [\d:]+|(?<=updates) in [\d:]+")
+"""In the lines of the live view."""
 BADGE = "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
 
 
@@ -90,19 +94,26 @@ def tidy(notebook: Any, name: str) -> None:
         cell.id = f"{stem}-{index:02d}"
         cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {})
         if cell.cell_type == "code":
-            cell.outputs = _joined(cell.outputs)
+            cell.outputs = _lasting(cell.outputs)
 
 
-def _joined(outputs: list[Any]) -> list[Any]:
-    """The outputs with neighbouring pieces of one stream put together: how it is cut is a matter of time."""
-    joined: list[Any] = []
+def _lasting(outputs: list[Any]) -> list[Any]:
+    """The outputs without progress bars and times; a stream is in one piece, for how it is cut is a matter of time."""
+    lasting: list[Any] = []
     for output in outputs:
-        last = joined[-1] if joined else None
-        if output.output_type == "stream" and last is not None and last.get("name") == output.name:
+        last = lasting[-1] if lasting else None
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+            continue
+        if output.output_type != "stream":
+            lasting.append(output)
+        elif last is not None and last.get("name") == output.name:
             last.text += output.text
         else:
-            joined.append(output)
-    return joined
+            lasting.append(output)
+    for output in lasting:
+        if output.output_type == "stream":
+            output.text = TIMING.sub("", NOISE.sub("", output.text))
+    return [output for output in lasting if output.output_type != "stream" or output.text.strip()]
 
 
 def main(arguments: list[str] | None = None) -> None:

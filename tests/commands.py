@@ -98,6 +98,7 @@ COMMANDS: Mapping[str, Entry] = {
     'pip install "trl-mise[scienceworld]"': INSTALLS,
     'pip install "trl-mise[textworld]"': INSTALLS,
     'pip install "trl-mise[trackers]"': INSTALLS,
+    'pip install -q "trl-mise[examples,quantization]"': INSTALLS,
     'pip install "trl-mise[webshop]"': INSTALLS,
     # examples
     "python examples/evaluate.py": NAMED,
@@ -193,6 +194,9 @@ COMMANDS: Mapping[str, Entry] = {
         "test_contributing.py::test_the_new_environment_can_be_named_and_trained_on"
     ),
     "trl-mise play --env webshop": Tested("test_cli.py::TestPlay::test_a_shop"),
+    "trl-mise train --env my_module:DiverEnv --model_name_or_path ... --output_dir ...": Tested(
+        "test_cli.py::TestTrain::test_a_model_and_an_environment_of_ones_own"
+    ),
     "trl-mise check-env --env buttons:Buttons": BUTTONS,
     (
         "trl-mise train --env buttons:Buttons --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --use_peft "

@@ -16,6 +16,7 @@ INK = "#111111"
 NO_SCORE = "\N{EN DASH}"
 
 _CELL = "text-align:left;vertical-align:top;padding:3px 10px 3px 0;border:none"
+_CHIP = "display:inline-block;padding:0 6px;border-radius:4px;font-family:monospace"
 _FAINT = "opacity:0.8"
 _JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 """Control characters that emoji and several scripts cannot be written without."""
@@ -196,11 +197,11 @@ def _row(number: int, step: _Step) -> str:
 def _chip(escaped: str, score: float | None) -> str:
     """Text on the colour of a score; without one, the page's own colours."""
     colours = "" if score is None else f"background-color:{score_colour(score)};color:{INK};"
-    return f'<span style="{colours}padding:1px 6px;border-radius:4px;font-family:monospace">{escaped}</span>'
+    return f'<span style="{colours}{_CHIP}">{escaped}</span>'
 
 
 def _remarks(step: _Step) -> str:
-    reward = f" reward {step.reward:g}" if step.reward else ""
+    reward = f" reward {step.reward:.3g}" if step.reward else ""
     return reward if step.valid else f"{reward} not understood"
 
 

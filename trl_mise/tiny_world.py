@@ -103,6 +103,7 @@ class TinyWorld:
             "num_mini_batches": 2,
             "num_ppo_epochs": 2,
             "total_episodes": 32 * 20,
+            "gamma": 0.9,  # steps that change nothing should cost something
             "temperature": 1.0,
             "max_turns": self.max_turns,
             "max_new_tokens": self.max_new_tokens,
@@ -120,7 +121,7 @@ class TinyWorld:
         }
 
     def _words(self, stage: "_Stage") -> list[str]:
-        """Every word that is read or said in these tasks: first the player's, then on the ways that it would not go."""
+        """Every word that is read or said in these tasks, by the player and on ways that it would not go."""
         for accuracy in (1.0, 0.5):
             act, rng = self._player(stage, accuracy), random.Random(f"words-{self.seed}")
             stage.open()
@@ -150,7 +151,9 @@ class TinyWorld:
 
         return judge
 
-    def _play(self, stage: "_Stage", chat: MemoisedFormat, accuracy: float, *, judged: bool = False) -> ScriptedEpisodes:
+    def _play(
+        self, stage: "_Stage", chat: MemoisedFormat, accuracy: float, *, judged: bool = False
+    ) -> ScriptedEpisodes:
         rows = [self.tasks[i % len(self.tasks)] for i in range(self.episodes)]
         return scripted_rollouts(
             stage.open,
