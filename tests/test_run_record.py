@@ -54,6 +54,15 @@ def test_a_run_and_its_evaluations(tmp_path: Path) -> None:
     assert [e["task"] for e in played[:3]] == [e["task"] for e in played[3:]]
 
 
+def test_evaluating_again_and_again_before_training_keeps_the_last(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, total_episodes=8, eval_dataset={"a": tasks(2), "b": tasks(3)})
+    for _ in range(3):
+        trainer.evaluate()
+    trainer.train()
+    played = lines(tmp_path / "evaluations.jsonl")
+    assert [(e["update"], e["split"]) for e in played] == [(0, "eval_a")] * 2 + [(0, "eval_b")] * 3
+
+
 def test_an_evaluation_alone_leaves_an_earlier_record_as_it_is(tmp_path: Path) -> None:
     make_trainer(tmp_path, total_episodes=8, eval_dataset=tasks(2), eval_strategy="steps", eval_steps=1).train()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
@@ -217,6 +226,17 @@ class TestRecorder:
         content = (tmp_path / "events.jsonl").read_bytes()
         assert content.count(b"\n") == 1
         assert json.loads(content) == {"update": 1, "kind": "health", "message": hostile}
+
+    def test_a_message_of_two_paragraphs_survives_a_resumption(self, tmp_path: Path) -> None:
+        """JSON leaves these separators as they are, and Python takes them for the ends of lines."""
+        recorder, args, state = self.recorder(tmp_path)
+        recorder.on_train_begin(args, state, None)
+        recorder.on_event("health", "one\u2028two\x85three", 1)
+        written = (tmp_path / "events.jsonl").read_bytes()
+        resumed, args, state = self.recorder(tmp_path)
+        state.global_step = 1
+        resumed.on_train_begin(args, state, None)
+        assert (tmp_path / "events.jsonl").read_bytes() == written != b""
 
     def test_a_full_disk_costs_lines_and_not_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         recorder, args, state = self.recorder(tmp_path)

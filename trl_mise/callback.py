@@ -3,8 +3,8 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -429,6 +429,19 @@ def call_hooks(callbacks: Sequence[TrainerCallback], name: str, *values: Any) ->
         hook = getattr(callback, name, None)
         if callable(hook):
             hook(*values)
+
+
+@contextmanager
+def warnings_told(callbacks: Sequence[TrainerCallback], record: UpdateRecord) -> Iterator[None]:
+    """Passes on to `on_event` what callbacks say of an update within.
+
+    Also where a filter makes an error of a warning: then it is what ended the run.
+    """
+    try:
+        yield
+    finally:
+        for message in record.warnings:
+            call_hooks(callbacks, "on_event", "health", message, record.number)
 
 
 def stateful_callbacks(callbacks: Sequence[TrainerCallback]) -> list[Any]:

@@ -6,7 +6,6 @@ Neither torch nor TRL: the trainer is asked, whichever it is.
 import ast
 import functools
 import inspect
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .envs.registry import ENVIRONMENTS
+from .run_data import EVENTS_NAME, RUN_NAME, read_lines, read_object
 from .versions import NEEDED, report
 
-RUN_NAME, EVENTS_NAME = "run.json", "events.jsonl"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 SHOWN = {
@@ -180,8 +179,8 @@ def facts_of(
         dataset_name, tags, license, model_name: as given by the user.
     """
     args, state = trainer.args, trainer.state
-    trainable, total = _parameters(policy)
-    record = _run_record(args.output_dir) if state.global_step else {}
+    trainable, total = count_parameters(policy)
+    record = read_object(Path(args.output_dir) / RUN_NAME, []) if state.global_step else {}
     repository = getattr(trainer, "hub_model_id", None) or args.hub_model_id
     return CardFacts(
         method=trainer._name if trainer.uses_hindsight else "PPO",
@@ -194,8 +193,8 @@ def facts_of(
         num_trainable_parameters=trainable,
         environment=None if environment is None else EnvironmentFacts.of(environment),
         rewards=tuple(getattr(trainer, "reward_func_names", ())),
-        train_tasks=_length(trainer.train_dataset),
-        eval_tasks=_length(trainer.eval_dataset),
+        train_tasks=num_rows(trainer.train_dataset),
+        eval_tasks=num_rows(trainer.eval_dataset),
         task=_a_task(trainer.train_dataset) if environment is not None else {},
         updates=state.global_step,
         total_updates=state.max_steps or getattr(args, "num_total_batches", 0),
@@ -266,12 +265,15 @@ def _quantisation(policy: Any) -> str | None:
     return "8 bits" if known.get("load_in_8bit") else str(known.get("quant_method", "quantised"))
 
 
-def _parameters(policy: Any) -> tuple[int, int]:
+def count_parameters(policy: Any) -> tuple[int, int]:
     """Trainable ones, and all; quantised weights are counted as what they stand for."""
     if hasattr(policy, "get_nb_trainable_parameters"):
         trainable, total = policy.get_nb_trainable_parameters()
         return int(trainable), int(total)
-    return int(policy.num_parameters(only_trainable=True)), int(policy.num_parameters())
+    if hasattr(policy, "num_parameters"):
+        return int(policy.num_parameters(only_trainable=True)), int(policy.num_parameters())
+    sizes = [(p.numel(), p.requires_grad) for p in policy.parameters()]
+    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
 
 
 def _episodes(trainer: Any) -> int | None:
@@ -282,9 +284,10 @@ def _episodes(trainer: Any) -> int | None:
     return None if batches is None else int(batches) * int(trainer.args.batch_size)
 
 
-def _length(dataset: Any) -> int | None:
+def num_rows(dataset: Any) -> int | None:
+    """Of a dataset, or of several by name; `None` where there is none, or where it is a stream."""
     if isinstance(dataset, Mapping):
-        return sum(_length(part) or 0 for part in dataset.values())
+        return sum(num_rows(part) or 0 for part in dataset.values())
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
@@ -309,24 +312,8 @@ def _changed(args: Any, classes: Sequence[type]) -> Iterator[tuple[str, Any]]:
             yield option.name, getattr(args, option.name)
 
 
-def _run_record(output_dir: str) -> Mapping[str, Any]:
-    try:
-        record = json.loads((Path(output_dir) / RUN_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _health(output_dir: str) -> Iterator[str]:
     """What was warned of the judge, of the whole run, interruptions included."""
-    try:
-        lines = (Path(output_dir) / EVENTS_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:  # torn: the process was killed while it wrote
-            continue
-        if isinstance(event, dict) and event.get("kind") == "health":
+    for event in read_lines(Path(output_dir) / EVENTS_NAME, []):
+        if event.get("kind") == "health":
             yield f"update {event.get('update')}: {event.get('message')}"

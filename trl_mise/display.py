@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .trajectory_log import trajectory_record
 from .types import Trajectory
 
 BLAME, NEUTRAL, PRAISE = (244, 165, 96), (232, 232, 232), (122, 178, 235)
@@ -121,7 +122,7 @@ class _Episode:
 def _read(given: Mapping[str, Any] | Trajectory, scores: Sequence[float | None] | None, max_chars: int) -> _Episode:
     record: Mapping[str, Any]
     if isinstance(given, Trajectory):
-        record = _record(given)
+        record = trajectory_record(0, given, None, None)
     elif isinstance(given, Mapping):
         record = given
     else:
@@ -154,19 +155,6 @@ def _read(given: Mapping[str, Any] | Trajectory, scores: Sequence[float | None] 
         _cut(record.get("final_observation"), max_chars),
         _outcome(record, len(steps)),
     )
-
-
-def _record(trajectory: Trajectory) -> dict[str, Any]:
-    names = ("observation", "action", "reward", "action_valid")
-    return {
-        "instruction": trajectory.instruction,
-        "turns": [{name: getattr(turn, name) for name in names} for turn in trajectory.turns],
-        "final_observation": trajectory.final_observation,
-        "return": trajectory.episode_return,
-        "success": trajectory.success,
-        "stop_reason": trajectory.stop_reason.value,
-        "error": trajectory.error,
-    }
 
 
 def _outcome(record: Mapping[str, Any], num_steps: int) -> str:

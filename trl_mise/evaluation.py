@@ -202,15 +202,20 @@ class EvaluationResult:
             *((f"ended by {reason}", f"{count}", "") for reason, count in self.stop_reasons.items()),
         ]
         lines = [("", "mean", "95% interval"), *rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(3)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return aligned(lines)
 
     @property
     def errors(self) -> list[str]:
         """What went wrong, one line an episode."""
         return [episode.error for episode in self.episodes if episode.error is not None]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _shown(estimate: Estimate | None) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from .callback import (
     call_hooks,
     load_callbacks,
     stateful_callbacks,
+    warnings_told,
 )
 from .card_texts import PAPER
 from .chat import ChatFormat, PlainFormat, PromptFormat
@@ -168,9 +169,9 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         self._log_bytes: int | None = None
         self._own_reference: nn.Module | None = None
         if self.uses_hindsight:
-            self._set_up(hindsight, kwargs.get("environment_factory"))
+            self._set_up(hindsight)
 
-    def _set_up(self, hindsight: HindsightReward | bool | None, environment: Any) -> None:
+    def _set_up(self, hindsight: HindsightReward | bool | None) -> None:
         args = self.args
         keep_four_bit_layout(self.model)
         if getattr(self, "_is_vlm", False):
@@ -184,7 +185,9 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         self.add_callback(_BatchEnd(self))
         track_episodes(self)
         show_live(self)
-        self.add_callback(RunRecorder(RunFacts.of(self, self.policy, environment, args.generation_batch_size)))
+        self.add_callback(
+            RunRecorder(RunFacts.of(self, self.policy, self._trl_environment, args.generation_batch_size))
+        )
         self.chat: PromptFormat = self._prompt_format()
         self.cutter = StepCutter(self.processing_class, args.step_delimiter)
         self.hindsight: HindsightReward = (
@@ -284,7 +287,7 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
                 f"the verdicts on the episode of {task!r} are not finite, and hindsight is left out of this batch. "
                 f"{error}"
             )
-            self._event("skipped", message, self._num_batches + 1)
+            call_hooks(self.callback_handler.callbacks, "on_event", "skipped", message, self._num_batches + 1)
             warnings.warn(f"update {self._num_batches + 1}: {message}", RuntimeWarning, stacklevel=2)
             return batch
         targets = self.advantages(batch["advantages"], episodes, scores)
@@ -340,10 +343,6 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
     def _phase(self, name: str) -> None:
         call_hooks(self.callback_handler.callbacks, "on_phase", name, "")
 
-    def _event(self, kind: str, message: str, update: int) -> None:
-        """Tells the callbacks with an `on_event` what happened in an update."""
-        call_hooks(self.callback_handler.callbacks, "on_event", kind, message, update)
-
     def _end_batch(self) -> None:
         """After an optimizer step; does something after the last one on a batch of completions."""
         record = self._pending
@@ -352,15 +351,10 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         self._num_batches = record.number
         self._pending = None
         self._phase("calibrate")
-        with eval_mode(self.model):
-            try:
-                for callback in self.callback_handler.callbacks:
-                    if "update" in inspect.signature(callback.on_step_end).parameters:
-                        callback.on_step_end(self.args, self.state, self.control, update=record)
-            finally:
-                # Also where a filter makes an error of a warning: then it is what ended the run.
-                for message in record.warnings:
-                    self._event("health", message, record.number)
+        with eval_mode(self.model), warnings_told(self.callback_handler.callbacks, record):
+            for callback in self.callback_handler.callbacks:
+                if "update" in inspect.signature(callback.on_step_end).parameters:
+                    callback.on_step_end(self.args, self.state, self.control, update=record)
         for name, value in means_over_all(self.accelerator, record.metrics).items():
             self._metrics["train"][name].append(value)
         if self.args.log_trajectories:

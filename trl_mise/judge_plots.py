@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from . import report_statistics
+
 WON, LOST, GREY = "#1f7a4d", "#c8501e", "#888888"
 BINS = 10
 MOST_STEPS = 32
@@ -39,11 +41,19 @@ def reliability(judged: Judged, bins: int = BINS) -> tuple[np.ndarray, np.ndarra
     readable = [(scores[np.isfinite(scores)], won) for scores, won in judged]
     means = np.array([scores.mean() for scores, _ in readable if len(scores)])
     outcomes = np.array([won for scores, won in readable if len(scores)], dtype=float)
-    index = np.clip((means * bins).astype(int), 0, bins - 1)
-    counts = np.bincount(index, minlength=bins)
-    filled = np.flatnonzero(counts)
-    sums = [np.bincount(index, weights=values, minlength=bins)[filled] for values in (means, outcomes)]
-    return sums[0] / counts[filled], sums[1] / counts[filled], counts[filled]
+    filled = report_statistics.reliability(means, outcomes, bins)
+    return (
+        np.array([found.score for found in filled]),
+        np.array([found.won for found in filled]),
+        np.array([found.count for found in filled], dtype=int),
+    )
+
+
+def step_scores(judged: Judged, won: bool) -> np.ndarray:
+    """`(S,)` readable scores of all steps of the won, or the lost, episodes."""
+    scores = [scores for scores, outcome in judged if outcome == won]
+    values = np.concatenate(scores) if scores else np.zeros(0)
+    return values[np.isfinite(values)]
 
 
 def draw_judge(judged: Judged) -> np.ndarray | None:
@@ -82,8 +92,7 @@ def _draw_reliability(axes: Any, judged: Judged) -> None:
 
 def _draw_histograms(axes: Any, judged: Judged) -> None:
     for won, colour, label in ((True, WON, "won"), (False, LOST, "lost")):
-        scores = [scores[np.isfinite(scores)] for scores, outcome in judged if outcome == won]
-        values = np.concatenate(scores) if scores else np.zeros(0)
+        values = step_scores(judged, won)
         if len(values):
             axes.hist(values, bins=20, range=(0, 1), density=True, alpha=0.6, color=colour, label=label)
     axes.set(title="scores of steps", xlabel="score")

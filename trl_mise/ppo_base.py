@@ -133,10 +133,6 @@ class RepairedPPOTrainer(PublishingTrainer, PPOTrainer):
     def _phase(self, name: str, detail: str = "") -> None:
         call_hooks(self.callback_handler.callbacks, "on_phase", name, detail)
 
-    def _event(self, kind: str, message: str, update: int) -> None:
-        """Tells the callbacks with an `on_event` what happened in an update."""
-        call_hooks(self.callback_handler.callbacks, "on_event", kind, message, update)
-
     def _fire(self, event: str, **kwargs: Any) -> None:
         self.control = self.callback_handler.call_event(event, self.args, self.state, self.control, **kwargs)
 

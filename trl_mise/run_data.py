@@ -15,14 +15,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .trajectory_log import EPISODES_NAME, EVALUATIONS_NAME
 from .types import StopReason
 
+RUN_NAME, METRICS_NAME, EVENTS_NAME = "run.json", "metrics.jsonl", "events.jsonl"
 RUN_FILES = {
-    "run.json": "what was run",
-    "metrics.jsonl": "what was logged",
-    "trajectories.jsonl": "the training episodes",
-    "evaluations.jsonl": "the evaluation episodes",
-    "events.jsonl": "warnings",
+    RUN_NAME: "what was run",
+    METRICS_NAME: "what was logged",
+    EPISODES_NAME: "the training episodes",
+    EVALUATIONS_NAME: "the evaluation episodes",
+    EVENTS_NAME: "warnings",
 }
 TRAINER_STATE = "trainer_state.json"
 
@@ -181,12 +183,12 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunData:
     log, source = _read_log(folder, states, notes)
     return RunData(
         name=folder.resolve().name,
-        info=_read_object(folder / "run.json", notes),
+        info=read_object(folder / RUN_NAME, notes),
         log=log,
         log_source=source,
-        training=tuple(_episodes(folder / "trajectories.jsonl", "training", notes, texts)),
-        evaluation=tuple(_episodes(folder / "evaluations.jsonl", "evaluation", notes, texts)),
-        events=tuple(_event(line) for line in _lines(folder / "events.jsonl", notes)),
+        training=tuple(_episodes(folder / EPISODES_NAME, "training", notes, texts)),
+        evaluation=tuple(_episodes(folder / EVALUATIONS_NAME, "evaluation", notes, texts)),
+        events=tuple(_event(line) for line in read_lines(folder / EVENTS_NAME, notes)),
         notes=tuple(notes),
         files=(*files, *([source] if source not in files and source is not None else [])),
     )
@@ -203,12 +205,12 @@ def _read_log(
     folder: Path, states: Sequence[Path], notes: list[str]
 ) -> tuple[tuple[Mapping[str, float], ...], str | None]:
     """metrics.jsonl, or, of a run that wrote none, the history in its newest readable checkpoint."""
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS_NAME
     if path.is_file():
-        entries, source = list(_lines(path, notes)), path.name
+        entries, source = list(read_lines(path, notes)), path.name
     else:
         for state in states:
-            history = _read_object(state, notes).get("log_history")
+            history = read_object(state, notes).get("log_history")
             if isinstance(history, list):
                 entries, source = history, f"{state.parent.name}/{state.name}"
                 break
@@ -226,7 +228,8 @@ def _log_entry(entry: Any) -> Mapping[str, float] | None:
     return finite if "step" in finite else None
 
 
-def _read_object(path: Path, notes: list[str]) -> Mapping[str, Any]:
+def read_object(path: Path, notes: list[str]) -> Mapping[str, Any]:
+    """The object of a JSON file; empty, and told, where it is none, and empty where there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -239,7 +242,7 @@ def _read_object(path: Path, notes: list[str]) -> Mapping[str, Any]:
     return value
 
 
-def _lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
     """The objects of a JSON lines file; other lines are left out and told.
 
     A run that was killed while it wrote leaves a torn last line, which is no fault of the file.
@@ -270,7 +273,7 @@ def _lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
 
 def _episodes(path: Path, kind: Kind, notes: list[str], texts: dict[str, str]) -> Iterator[EpisodeRecord]:
     outside = 0
-    for line in _lines(path, notes):
+    for line in read_lines(path, notes):
         raw_turns = line.get("turns")
         turns = [turn for turn in raw_turns if isinstance(turn, Mapping)] if isinstance(raw_turns, list) else []
         outside += sum(not _in_unit_interval(turn.get("score")) for turn in turns)

@@ -24,9 +24,10 @@ from transformers import TrainerCallback
 
 from . import versions
 from .callback import UpdateRecord
+from .card_facts import count_parameters, num_rows
 from .notices import warn_once
+from .run_data import EVENTS_NAME, METRICS_NAME, RUN_NAME, read_lines, read_object
 
-RUN_NAME, METRICS_NAME, EVENTS_NAME = "run.json", "metrics.jsonl", "events.jsonl"
 SCHEMA = 1
 
 
@@ -69,26 +70,20 @@ class RunFacts:
             environment (`Callable`, *optional*): makes the environments.
             batch_size (`int`): episodes of an update.
         """
-        evaluated = trainer.eval_dataset
-        datasets = evaluated.values() if isinstance(evaluated, dict) else [] if evaluated is None else [evaluated]
+        num_trainable, num_all = count_parameters(policy)
         return cls(
             trainer=type(trainer).__name__,
             model=str(getattr(policy.config, "_name_or_path", "") or type(policy).__name__),
-            num_parameters=sum(p.numel() for p in policy.parameters()),
-            num_trainable_parameters=sum(p.numel() for p in policy.parameters() if p.requires_grad),
+            num_parameters=num_all,
+            num_trainable_parameters=num_trainable,
             device=_device_name(trainer.accelerator.device),
             num_processes=trainer.accelerator.num_processes,
             environment=None if environment is None else described(environment),
-            train_tasks=_rows(trainer.train_dataset),
-            eval_tasks=None if evaluated is None else sum(_rows(dataset) for dataset in datasets),
+            train_tasks=num_rows(trainer.train_dataset) or 0,
+            eval_tasks=num_rows(trainer.eval_dataset),
             batch_size=batch_size,
             options=trainer.args.to_dict(),  # tokens are masked in it
         )
-
-
-def _rows(dataset: Any) -> int:
-    """0 where it is a stream."""
-    return len(dataset) if hasattr(dataset, "__len__") else 0
 
 
 def described(factory: Any) -> str:
@@ -132,7 +127,7 @@ class RunRecorder(TrainerCallback):
             return
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        known = _read_object(folder / RUN_NAME) if state.global_step else {}
+        known = read_object(folder / RUN_NAME, []) if state.global_step else {}
         self._record = {
             "schema": SCHEMA,
             "status": "running",
@@ -148,7 +143,7 @@ class RunRecorder(TrainerCallback):
         self._write_record()
         so_far = [entry for entry in state.log_history if entry.get("step", 0) <= state.global_step]
         _write_lines(folder / METRICS_NAME, so_far)
-        events = _read_lines(folder / EVENTS_NAME) if state.global_step else []
+        events = read_lines(folder / EVENTS_NAME, []) if state.global_step else ()
         _write_lines(folder / EVENTS_NAME, [event for event in events if event.get("update", 0) <= state.global_step])
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -263,24 +258,3 @@ def _write_lines(path: Path, entries: Iterable[Mapping[str, Any]], mode: str = "
 def _plain(value: Any) -> Any:
     """NumPy's and torch's numbers stay numbers."""
     return finite(value.item()) if hasattr(value, "item") else str(value)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines; the last one of a run that was killed may be torn."""
-    if not path.exists():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue
-    return entries
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}

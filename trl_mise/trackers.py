@@ -11,7 +11,8 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from .judge_plots import draw_judge
+from .judge_plots import draw_judge, step_scores
+from .markdown import table
 from .types import HindsightScores, Trajectory
 
 EPISODES = "episodes/sample"
@@ -228,13 +229,6 @@ def episode_rows(
     return rows
 
 
-def step_scores(judged: Sequence[tuple[np.ndarray, bool]], won: bool) -> np.ndarray:
-    """`(S,)` readable scores of all steps of the won, or the lost, episodes."""
-    scores = [scores for scores, outcome in judged if outcome == won]
-    values = np.concatenate(scores) if scores else np.zeros(0)
-    return values[np.isfinite(values)]
-
-
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
@@ -247,9 +241,9 @@ def markdown_text(text: str) -> str:
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table whose cells show their texts as they are."""
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[markdown_text("" if cell is None else str(cell)) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(
+        table(columns, ([markdown_text("" if cell is None else str(cell)) for cell in row] for row in rows))
+    )
 
 
 def track_episodes(trainer: Any) -> None:

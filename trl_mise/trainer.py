@@ -21,7 +21,7 @@ from ._trl import unwrap_model_for_generation
 from .actor_critic import ValueHead
 from .advantages import ActionLayout, action_layout
 from .backends import BACKENDS, GenerationBackend, TransformersBackend
-from .callback import CalibrationCallback, HealthCallback, UpdateRecord, call_hooks
+from .callback import CalibrationCallback, HealthCallback, UpdateRecord, call_hooks, warnings_told
 from .card_texts import PAPER
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .checks import check_arguments, check_batch
@@ -157,7 +157,7 @@ class MISETrainer(ResumableTrainer):
         self._kl_is_loss = (args.kl_placement or ("loss" if has_environment else "reward")) == "loss"
         self._environments: EnvironmentPool | None = self._environment_pool()
         self._logs: dict[str, TrajectoryLog] = {}
-        self._evaluated_before: list[tuple[list[Trajectory], str]] = []
+        self._evaluated_before: dict[str, list[Trajectory]] = {}
         self._in_session = self._has_trained = False
         self._skipped_steps = 0
         self._is_blocked = False
@@ -311,7 +311,7 @@ class MISETrainer(ResumableTrainer):
         for name in (EPISODES_NAME, EVALUATIONS_NAME):
             self._logs[name] = TrajectoryLog(os.path.join(args.output_dir, name), keep_bytes.get(name))
         if EVALUATIONS_NAME not in keep_bytes:
-            for trajectories, prefix in self._evaluated_before:
+            for prefix, trajectories in self._evaluated_before.items():
                 self._logs[EVALUATIONS_NAME].write(0, trajectories, None, split=prefix)
         self._evaluated_before.clear()
 
@@ -617,7 +617,7 @@ class MISETrainer(ResumableTrainer):
             f"{what} ({self._skipped_steps} in a row; max_skipped_steps={self.args.max_skipped_steps}). It was about "
             f"the episodes of {tasks}"
         )
-        self._event("skipped", message, update)
+        call_hooks(self.callback_handler.callbacks, "on_event", "skipped", message, update)
         told = f"update {update}: {message}"
         if self._skipped_steps > self.args.max_skipped_steps:
             raise NonFiniteUpdate(
@@ -655,13 +655,8 @@ class MISETrainer(ResumableTrainer):
             credit=targets.credit,
         )
         self._phase("calibrate" if self.hindsight is not None else "finish")
-        with eval_mode(self.model):
-            try:
-                self._fire("on_step_end", update=record)
-            finally:
-                # Also where a filter makes an error of a warning: then it is what ended the run.
-                for message in record.warnings:
-                    self._event("health", message, record.number)
+        with eval_mode(self.model), warnings_told(self.callback_handler.callbacks, record):
+            self._fire("on_step_end", update=record)
         if self.args.log_trajectories:
             self._log_episodes(trajectories, scores, targets.credit, failed)
         self._heed_sigterm()
@@ -692,7 +687,8 @@ class MISETrainer(ResumableTrainer):
         if self._in_session:
             self._logs[EVALUATIONS_NAME].write(done, trajectories, None, split=prefix)
         elif not self._has_trained:
-            self._evaluated_before.append((trajectories, prefix))
+            # The last ones of each: who only ever evaluates shall not collect them.
+            self._evaluated_before[prefix] = trajectories
         else:
             path = os.path.join(args.output_dir, EVALUATIONS_NAME)
             log = TrajectoryLog(path, keep_bytes=os.path.getsize(path) if os.path.exists(path) else 0)

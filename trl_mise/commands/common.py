@@ -2,11 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..envs.registry import EnvironmentSpec
 from ..evaluation import Agent
+from ..run_data import RUN_NAME, read_object
 
 RUN_CONFIG_NAME = "run.yaml"
 """What `trl-mise train` was called with, in `output_dir`; `--config` takes it."""
@@ -129,8 +131,7 @@ def known_of_run(folder: str) -> dict[str, Any]:
     """The options of the run that saved to this folder (or to the one above, for a checkpoint); empty if unknown."""
     for candidate in (Path(folder), Path(folder).parent):
         known: dict[str, Any] = {}
-        if (candidate / "run.json").is_file():
-            known.update(json.loads((candidate / "run.json").read_text(encoding="utf-8")).get("options", {}))
+        known.update(read_object(candidate / RUN_NAME, []).get("options") or {})
         if (candidate / RUN_CONFIG_NAME).is_file():
             known.update(read_yaml(candidate / RUN_CONFIG_NAME))
         if known:
@@ -142,6 +143,12 @@ def _fill(options: argparse.Namespace, known: Mapping[str, Any]) -> None:
     for option, name in FROM_CONFIG.items():
         if known.get(name) is not None and getattr(options, option) is None:
             setattr(options, option, known[name])
+
+
+def tasks_to_play(spec: EnvironmentSpec, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows that the options of [`add_task_options`] ask for."""
+    task_kwargs = {**spec.evaluation_tasks, **(options.task_kwargs or {})}
+    return spec.make_tasks(options.split, options.episodes, options.seed, **task_kwargs)
 
 
 def make_agent(expert: Any, options: argparse.Namespace) -> Agent:
@@ -177,13 +184,6 @@ def quiet_downloads() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns of text; the first row is the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 class WarmStartProgress:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 
 from ..envs.registry import ENVIRONMENTS
-from .common import new_parser, print_table
+from ..evaluation import aligned
+from .common import new_parser
 
 EPILOG = """\
 An environment of your own is module:factory, also from this folder: trl-mise check-env --env my_module:MyEnv"""
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     rows = [["name", "", "what it is"]]
     for spec in ENVIRONMENTS.values():
         rows.append([spec.name, "ready" if spec.is_installed else "missing", spec.description])
-    print_table(rows)
+    print(aligned(rows))
     missing = [spec for spec in ENVIRONMENTS.values() if not spec.is_installed]
     for spec in missing:
         print(f"\n{spec.name} needs {spec.package}:\n  {spec.install_command}")

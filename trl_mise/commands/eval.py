@@ -13,6 +13,7 @@ from .common import (
     add_task_options,
     make_agent,
     new_parser,
+    tasks_to_play,
     with_known_options,
 )
 
@@ -30,8 +31,7 @@ def main(argv: Sequence[str]) -> int:
     options = with_known_options(_parser().parse_args(argv))
     spec = environment_spec(options.env)
     factory = spec.factory(**(options.env_kwargs or {}))
-    task_kwargs = {**spec.evaluation_tasks, **(options.task_kwargs or {})}
-    tasks = spec.make_tasks(options.split, options.episodes, options.seed, **task_kwargs)
+    tasks = tasks_to_play(spec, options)
     agent = make_agent(spec.expert_action, options)
     from tqdm.auto import tqdm
 

@@ -17,6 +17,7 @@ from .common import (
     make_model_agent,
     new_parser,
     read_yaml,
+    tasks_to_play,
     with_known_options,
 )
 from .transcript import Transcripts, print_episode
@@ -42,8 +43,7 @@ JUDGE = {
 def main(argv: Sequence[str]) -> int:
     options = with_known_options(_parser().parse_args(argv))
     spec = environment_spec(options.env)
-    task_kwargs = {**spec.evaluation_tasks, **(options.task_kwargs or {})}
-    tasks = spec.make_tasks(options.split, options.episodes, options.seed, **task_kwargs)
+    tasks = tasks_to_play(spec, options)
     records = (_model_episodes if options.agent == "model" else _scripted_episodes)(spec, tasks, options)
     for number, record in enumerate(records, 1):
         print_episode(record, title=f"episode {number} of {len(records)}, ", full=options.full)

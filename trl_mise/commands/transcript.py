@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from ..display import score_colour
 from ..envs.base import EnvironmentFactory, TextEnv
 from ..types import is_success
 
@@ -102,7 +103,7 @@ def print_episode(record: Mapping[str, Any], *, title: str = "", full: bool = Fa
 
 
 def _judged(turn: Mapping[str, Any]) -> list[Any]:
-    """Reward and score behind an action; the score also as a colour, from vermilion over grey to blue."""
+    """Reward and score behind an action; the score also as a colour, from orange over grey to blue."""
     parts: list[Any] = []
     if not turn["action_valid"]:
         parts.append(("  (not understood)", "yellow"))
@@ -111,18 +112,10 @@ def _judged(turn: Mapping[str, Any]) -> list[Any]:
     if "score" in turn:
         score = float(turn["score"])
         parts.append(("  score ", ""))
-        parts.append((f" {score:.2f} ", f"black on {_colour(score)}"))
+        parts.append((f" {score:.2f} ", f"black on {score_colour(score)}"))
     if turn.get("evaluation"):
         parts.append((f"\n      {printable(turn['evaluation'])}", "italic"))
     return parts
-
-
-def _colour(score: float) -> str:
-    """Two hues that all eyes tell apart."""
-    low, middle, high = (213, 94, 0), (221, 221, 221), (86, 180, 233)
-    start, end, share = (low, middle, 2 * score) if score < 0.5 else (middle, high, 2 * score - 1)
-    red, green, blue = (round(a + (b - a) * min(1.0, max(0.0, share))) for a, b in zip(start, end, strict=True))
-    return f"rgb({red},{green},{blue})"
 
 
 def _shortened(text: str, full: bool) -> str:
