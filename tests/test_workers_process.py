@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,10 +148,28 @@ class TestGone:
         assert caught.value.kind == "garbage"
         traces.assert_gone()
 
-    def test_a_stray_is_found_while_it_is_being_started(self, tmp_path: Path) -> None:
-        """For some milliseconds of `exec` a process shows no environment, and so no mark. Here it takes longer."""
-        script = f"sleep 0.1; exec env {MARK}={tmp_path} sleep 1000"
-        with subprocess.Popen(["/bin/sh", "-c", script], env={}, start_new_session=True) as stray:
+    def test_a_stray_is_found_while_it_is_being_started(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For some milliseconds of `exec` a process shows no environment, and so no mark. Here until a first look."""
+        mark = f"{MARK}={tmp_path}"
+        # Nothing may be exec'ed between the shell and what bears the mark: it would show the shell's `PWD`.
+        script = f"read line; export '{mark}'; exec sleep 1000"
+        command = ["/bin/sh", "-c", script]
+        with subprocess.Popen(command, env={}, start_new_session=True, stdin=subprocess.PIPE) as stray:
+            release = stray.stdin
+            assert release is not None
+            environ = Path(f"/proc/{stray.pid}/environ")
+            looks = 0
+
+            def let_it_start(seconds: float) -> None:
+                nonlocal looks
+                looks += 1
+                if looks == 1:
+                    assert environ.read_bytes() == b""
+                    release.write(b"\n")
+                    release.flush()
+                    wait_until(lambda: os.fsencode(mark) in environ.read_bytes(), "the stray bears the mark")
+
+            monkeypatch.setattr("trl_mise.envs.worker_cleanup.time", SimpleNamespace(sleep=let_it_start))
             try:
                 kill_marked(str(tmp_path), start_time(os.getpid()))
                 assert stray.wait(timeout=10) == -signal.SIGKILL
