@@ -200,6 +200,32 @@ def test_calibration_happens_between_the_batches_and_changes_the_policy(tmp_path
     assert largest_difference(before, weights(still.model)) < 1e-8
 
 
+def no_reward(completions: Sequence[str], **kwargs: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+class TestPatience:
+    """See `test_trainer_patience.py` for PPO."""
+
+    def shares(self, trainer: Any) -> tuple[list[float], list[bool]]:
+        """Of each batch of 8 completions: what was held back, and whether praise counted."""
+        trainer.train()
+        entries = [entry for entry in trainer.state.log_history if "hindsight/held" in entry]
+        return [e["hindsight/held"] for e in entries], [e["hindsight/shaping_share"] > 0 for e in entries]
+
+    def test_praise_waits_while_all_groups_fail(self, tmp_path: Path) -> None:
+        trainer = make(MISEGRPOTrainer, config(tmp_path, hindsight_patience=16), reward_funcs=no_reward)
+        assert self.shares(trainer) == ([1.0, 1.0, 0.0], [False, False, True])
+
+    def test_but_not_where_the_environment_speaks(self, tmp_path: Path) -> None:
+        trainer = make(MISEGRPOTrainer, config(tmp_path, hindsight_patience=16))
+        assert self.shares(trainer) == ([0.0] * 3, [True] * 3)
+
+    def test_off_by_default(self, tmp_path: Path) -> None:
+        trainer = make(MISEGRPOTrainer, config(tmp_path))
+        assert trainer.hindsight.patience is None and self.shares(trainer) == ([], [])
+
+
 class TestReference:
     def test_without_beta_the_judge_keeps_a_copy_of_the_first_policy(self, tmp_path: Path) -> None:
         trainer = make(MISEGRPOTrainer, config(tmp_path))
@@ -374,6 +400,7 @@ class TestErrors:
             ({"step_delimiter": ""}, "step_delimiter must not be empty"),
             ({"success_return": float("nan")}, "success_return must be a finite number"),
             ({"hindsight_gate": "open"}, "hindsight_gate='open' is unknown"),
+            ({"hindsight_patience": -1}, "hindsight_patience must be a finite number of at least 0"),
             ({"hindsight_ema": 1.0}, r"hindsight_ema must be in \[0, 1\)"),
             ({"calibration_every": 0}, "calibration_every must be a finite number of at least 1"),
         ],

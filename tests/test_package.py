@@ -36,6 +36,7 @@ LAYERS = {
             "agents",
             "rollout",
             "agreement",
+            "patience",
             "calibration",
             "health",
             "metrics",

@@ -165,11 +165,14 @@ class CalibrationCallback(TrainerCallback):
 
     @staticmethod
     def _move_gate(update: UpdateRecord) -> None:
-        """Logs how far the gate was open in this update, and moves it for the next one."""
-        gate = None if update.hindsight is None else update.hindsight.gate
-        if gate is None:
+        """Logs what patience and the gate let through in this update, and moves the gate for the next one."""
+        hindsight = update.hindsight
+        if hindsight is not None and hindsight.patience is not None:
+            update.metrics["hindsight/held"] = float(hindsight.patience.holds)
+        if hindsight is None or hindsight.gate is None:
             return
-        update.metrics["hindsight/gate"] = gate.value
+        gate = hindsight.gate
+        update.metrics["hindsight/gate"] = hindsight.let_through
         agreement = update.agreement.tolist()
         if update.accelerator.num_processes > 1:
             agreement = gather_object(agreement)

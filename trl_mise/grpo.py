@@ -335,8 +335,10 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         """Normalised scores beside GRPO's advantages; see [`token_advantages`]."""
         hindsight = self.hindsight
         step_scores = scores.split(hindsight.normalise(scores, partial(numbers_of_all, self.accelerator)))
-        gate = 1.0 if hindsight.gate is None else hindsight.gate.value
-        return token_advantages(group_advantages, episodes, step_scores, hindsight.coef, gate)
+        if hindsight.patience is not None:
+            of_episodes = group_advantages.double().cpu().numpy()[episodes.rows]
+            hindsight.patience.hear(numbers_of_all(self.accelerator, of_episodes))
+        return token_advantages(group_advantages, episodes, step_scores, hindsight.coef, hindsight.let_through)
 
     # The end of a batch: calibration, log
 

@@ -18,6 +18,7 @@ from .compression import compress
 from .generation import Sampling
 from .heads import text_config
 from .packing import ScoringRow, Verdicts, question_tree
+from .patience import Patience
 from .scorers import Questionnaire
 from .scoring import DEFAULT_MAX_TOKENS, Method, VerdictLogits, check_rows, resolve_method, score_rows
 from .types import HindsightScores, Trajectory, Turn
@@ -99,6 +100,8 @@ class HindsightReward:
             longer episode are shortened for the evaluator, see [`compress`]. By default nothing is.
         ema (`float`): momentum of mu and sigma, and of the gate.
         gate (`bool`): alpha is multiplied by an [`AgreementGate`], the attribute `gate` (`None` without).
+        patience (`int`): episodes that the environment is waited for before praise may lead, see [`Patience`], the
+            attribute `patience` (`None` for 0).
         reason_tokens (`int`): most tokens of a written evaluation, reason and verdict.
         temperature (`float`): that it is sampled at.
         seed (`int`): of the sampled verdicts.
@@ -121,6 +124,7 @@ class HindsightReward:
         context_tokens: int | None = None,
         ema: float = 0.9,
         gate: bool = True,
+        patience: int = 0,
         reason_tokens: int = 64,
         temperature: float = 1.0,
         seed: int = 0,
@@ -149,6 +153,7 @@ class HindsightReward:
         self.calibrator: Calibrator | None = None
         self.mu, self.sigma, self.count = 0.0, 1.0, 0
         self.gate = AgreementGate(ema) if gate else None
+        self.patience = Patience(patience) if patience != 0 else None
         self._rng = np.random.default_rng(seed)
 
     @classmethod
@@ -169,6 +174,7 @@ class HindsightReward:
             context_tokens=config.hindsight_context_tokens,
             ema=config.hindsight_ema,
             gate=config.hindsight_gate == "agreement",
+            patience=config.hindsight_patience,
             reason_tokens=config.hindsight_reason_tokens,
             temperature=config.temperature,
             seed=config.seed,
@@ -415,11 +421,20 @@ class HindsightReward:
         normalised[scores.readable] = self.standardise(values)
         return normalised
 
+    @property
+    def let_through(self) -> float:
+        """How much of alpha counts in this update: none while patience holds it back, else what the gate says."""
+        if self.patience is not None and self.patience.holds:
+            return 0.0
+        return 1.0 if self.gate is None else self.gate.value
+
     def state_dict(self) -> dict[str, Any]:
-        """Statistics, gate and random state, as JSON would keep them."""
+        """Statistics, gate, patience and random state, as JSON would keep them."""
         gate = None if self.gate is None else self.gate.state_dict()
+        patience = None if self.patience is None else self.patience.state_dict()
         rng = self._rng.bit_generator.state
-        return {"mu": self.mu, "sigma": self.sigma, "count": self.count, "gate": gate, "rng": rng}
+        statistics = {"mu": self.mu, "sigma": self.sigma, "count": self.count}
+        return {**statistics, "gate": gate, "patience": patience, "rng": rng}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         missing = {"mu", "sigma", "count", "rng"} - set(state)
@@ -428,6 +443,8 @@ class HindsightReward:
         self.mu, self.sigma, self.count = float(state["mu"]), float(state["sigma"]), int(state["count"])
         if self.gate is not None and state.get("gate") is not None:
             self.gate.load_state_dict(state["gate"])
+        if self.patience is not None and state.get("patience") is not None:
+            self.patience.load_state_dict(state["patience"])
         self._rng.bit_generator.state = dict(state["rng"])
 
 

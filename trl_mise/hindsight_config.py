@@ -25,6 +25,9 @@ class HindsightConfig:
         hindsight_gate (`"agreement"` or `"none"`, *optional*, defaults to `"agreement"`):
             Multiply alpha by how far praise and the environment's advantages agree, see [`AgreementGate`]: a judge
             whose praise lowers the return is not listened to.
+        hindsight_patience (`int`, *optional*, defaults to `0`):
+            Episodes in a row that must have earned the same before praise may lead, see [`Patience`]: in a batch whose
+            returns are all equal it is held back until then. 0 lets it lead in any such batch.
         hindsight_prompt (`str`, *optional*):
             Jinja template of the evaluator's question; see [`HindsightReward`].
         hindsight_verdicts (`list[str]`, *optional*, defaults to `["good", "bad"]`):
@@ -81,6 +84,7 @@ class HindsightConfig:
     hindsight_coef: float | None = option(None, "Weight alpha of the hindsight scores; 0 switches them off.")
     hindsight_placement: Literal["advantage", "return"] = option("advantage", "Where the scores are added.")
     hindsight_gate: Literal["agreement", "none"] = option("agreement", "Trust the judge as far as it agrees.")
+    hindsight_patience: int = option(0, "Episodes in a row without a success before praise may lead.")
     hindsight_prompt: str | None = option(None, "Jinja template of the evaluator's question.")
     hindsight_verdicts: list[str] = field(
         default_factory=lambda: ["good", "bad"], metadata={"help": "Verdict words, best first."}
@@ -154,6 +158,7 @@ class HindsightConfig:
             self.hindsight_coef = DEFAULT_COEF[self.hindsight_placement]
         minimums = {
             "hindsight_reason_tokens": 1,
+            "hindsight_patience": 0,
             "hindsight_coef": 0,
             "calibration_every": 1,
             "calibration_buffer_size": 2,

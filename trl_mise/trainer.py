@@ -548,6 +548,9 @@ class MISETrainer(ResumableTrainer):
         step_scores = None
         if hindsight is not None and scores is not None:
             step_scores = scores.split(hindsight.normalise(scores, self._gather_numbers))
+            if hindsight.patience is not None:
+                returns = np.array([trajectory.episode_return for trajectory in trajectories])
+                hindsight.patience.hear(self._gather_numbers(returns))
         options = TargetOptions(
             gamma=args.gamma,
             lam=args.lam,
@@ -557,7 +560,7 @@ class MISETrainer(ResumableTrainer):
             whiten_rewards=args.whiten_rewards,
             hindsight_coef=0.0 if hindsight is None else hindsight.coef,
             hindsight_placement="advantage" if hindsight is None else hindsight.placement,
-            gate=1.0 if hindsight is None or hindsight.gate is None else hindsight.gate.value,
+            gate=1.0 if hindsight is None else hindsight.let_through,
         )
         result = compute_targets(trajectories, layout, evaluation, step_scores, options, self._reduce_sum)
         drift = sampling_drift(trajectories, layout, evaluation.log_probs, args.vllm_importance_sampling_cap)

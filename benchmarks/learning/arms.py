@@ -48,6 +48,7 @@ _ALL = (
     Arm("platt", "… post-hoc Platt map", {"posthoc_calibrator": "platt"}),
     Arm("isotonic", "… post-hoc isotonic map", {"posthoc_calibrator": "isotonic"}),
     Arm("ungated", "… without the gate", {"hindsight_gate": "none"}),
+    Arm("patient", "… praise waits for 256 silent episodes", {"hindsight_patience": 256}),
     Arm("sampled", "… sampled verdicts", {"verdict_mode": "sampled"}),
     Arm("summed", "verdicts summed into the return at full weight", _SUMMED),
     Arm("summed-uncalibrated", "… without calibration", {**_SUMMED, "calibration_target": "none"}),
@@ -70,6 +71,12 @@ _ALL = (
     Arm("decomposition", "learned return decomposition", judge="decomposition"),
     Arm("grpo", "TRL's GRPOTrainer", trainer="grpo"),
     Arm("mise-grpo", "MISEGRPOTrainer", trainer="mise-grpo"),
+    Arm(
+        "mise-grpo-patient",
+        "… praise waits for 256 silent episodes",
+        {"hindsight_patience": 256},
+        trainer="mise-grpo",
+    ),
     Arm("mise-grpo-flipped", "… flipped verdicts", judge="flipped", trainer="mise-grpo"),
     Arm(
         "mise-grpo-shuffled-steps", "… scores shuffled within the episode", judge="shuffled_steps", trainer="mise-grpo"

@@ -37,8 +37,15 @@ HELP_GROUPS: Mapping[str, Sequence[str]] = {
         *("num_envs", "env_isolation", "max_env_error_rate", "generation_backend"),
     ),
     "hindsight": (
-        *("hindsight_coef", "hindsight_placement", "hindsight_gate", "hindsight_prompt", "verdict_mode"),
-        *("evaluator_view", "evaluator_model", "calibration_target", "posthoc_calibrator"),
+        *("hindsight_coef", "hindsight_placement", "hindsight_gate", "hindsight_patience"),
+        *(
+            "hindsight_prompt",
+            "verdict_mode",
+            "evaluator_view",
+            "evaluator_model",
+            "calibration_target",
+            "posthoc_calibrator",
+        ),
     ),
 }
 """What most people touch; `--help_all` lists the rest."""
