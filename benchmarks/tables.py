@@ -57,6 +57,7 @@ def headlines(store: ResultStore) -> str:
         "MISE-GRPO": "mise-grpo",
         "TRL's GRPO": "grpo",
         "judge of the past": "prefix",
+        "MISE, patience 256": "patient",
     }
     rows = []
     for task in TASKS.values():

@@ -134,8 +134,7 @@ def train_grpo(
         save_strategy="no",
         logging_steps=1000,
         disable_tqdm=True,
-        **arguments,
-        **({} if judge is None else of_judge),
+        **{**({} if judge is None else of_judge), **arguments},  # what an arm says of the judge is in both
     )
     rollout = EpisodeRollout(recipe.environment_factory(), recipe.limits, args.temperature)
     trainer = trainer_class(

@@ -19,9 +19,17 @@ from benchmarks.learning.tasks import TASKS
 ROOT = Path(__file__).parents[2]
 RESULTS_PAGE = ROOT / "docs" / "results.md"
 ASSETS = ROOT / "docs" / "assets"
-SHOWN = ("mise", "sparse", "grpo", "mise-grpo", "prefix", "flipped")
-"""Arms in the plots; more than six lines cannot be read."""
-COLOURS = dict(zip(SHOWN, ("#1f5a99", "#8a8a8a", "#c8501e", "#6aa84f", "#8e63b0", "#c9a227"), strict=True))
+COLOURS = {
+    "mise": "#1f5a99",
+    "sparse": "#8a8a8a",
+    "grpo": "#c8501e",
+    "mise-grpo": "#6aa84f",
+    "prefix": "#8e63b0",
+    "flipped": "#c9a227",
+    "patient": "#5bb0c9",
+}
+"""Arms in the plots, the first six of them that a task has; more lines cannot be read."""
+MOST_LINES = 6
 
 JUDGED, JUDGES = "kitchen-1%-biased", ("mise", "uncalibrated", "step", "frozen")
 """Whose judges are drawn."""
@@ -139,10 +147,8 @@ def plot_learning(title: str, runs: Runs, path: Path) -> None:
     """Success over episodes, mean of the seeds with a 95% bootstrap band."""
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7, 3.6))
-    for arm in SHOWN:
-        of_arm = [run for run in runs if run["arm"] == arm]
-        if not of_arm:
-            continue
+    shown = {arm: of_arm for arm in COLOURS if (of_arm := [run for run in runs if run["arm"] == arm])}
+    for arm, of_arm in list(shown.items())[:MOST_LINES]:
         curves = np.array([run["curves"]["env/success"] for run in of_arm], dtype=float)  # (seeds, updates)
         episodes = (np.arange(curves.shape[1]) + 1) * of_arm[0]["settings"]["total_episodes"] / curves.shape[1]
         curves = _smooth(curves)

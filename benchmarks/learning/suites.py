@@ -181,7 +181,7 @@ FULL: list[Cell] = [
     *_cells(["kitchen-1%-captured"], ("patient", *_MAIN), range(6)),
     *_cells(["kitchen", "tasting"], ("patient",), range(3)),
     *_cells(["kitchen-1%-captured"], ("mise-grpo-patient",), range(2)),
-    *_cells(["kitchen-1%-biased", "kitchen-3%-captured", "shop"], ("patient",), range(2)),
+    *_cells(["kitchen-1%-biased", "kitchen-3%-captured"], ("patient",), range(2)),
     *_cells(["kitchen-biased", "tasting-biased"], _MAIN, range(2)),
     *_cells(["tasting-biased"], _CALIBRATION, range(4)),
     *_cells(["shop", "shop-biased"], _MAIN, range(2, 4)),
