@@ -72,6 +72,14 @@ class BreaksOnOne(CoinEnv):
         return super().reset(seed=seed, options=options)
 
 
+class WonOnTheOther(CoinEnv):
+    """Each process's returns are all equal; those of both are not."""
+
+    def step(self, action: str) -> Any:
+        self._won = os.environ.get("RANK") == "1"
+        return super().step(action)
+
+
 # Nothing in it is drawn by one process alone, but the order in which episodes are taken up.
 SHARED = {
     **{"verdict_mode": "expected", "calibration_target": "none", "posthoc_calibrator": "identity"},
@@ -92,6 +100,8 @@ def trainer_of(folder: Path, kind: str = "plain", **options: Any) -> MISETrainer
         options = {**SHARED, "generation_backend": ByTheContext(), **options}
     if kind == "too long on one":
         options = {"environment_factory": TooLongOnOne, "check_environment": False, **options}
+    if kind == "won on the other":
+        options = {"environment_factory": WonOnTheOther, "hindsight_patience": 1000, **options}
     if kind == "broken on one":
         options = {"environment_factory": BreaksOnOne, "max_env_error_rate": 0.9, **options}
         options |= {"check_environment": False, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}

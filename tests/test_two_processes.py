@@ -95,6 +95,14 @@ def test_a_process_without_a_single_action_ends_both(tmp_path: Path) -> None:
         assert re.search(rf"\[rank{rank}\]: .*EnvironmentFailure: 4 of 8 episodes ended", stderr), stderr[-3000:]
 
 
+def test_patience_hears_both(tmp_path: Path) -> None:
+    alone = trainer_of(tmp_path / "alone", "won on the other")
+    alone.train()
+    assert alone.hindsight.patience.holds
+    both = launch(tmp_path / "two", "won on the other")
+    assert both is not None and [left["hindsight"]["patience"] for left in both] == [{"silent": 0}] * 2
+
+
 @pytest.mark.slow
 def test_killed_at_ten_moments_with_an_adapter(tmp_path: Path) -> None:
     whole = launch(tmp_path / "whole", "lora")
