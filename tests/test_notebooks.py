@@ -261,14 +261,16 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+LEARNED = {"before": "before['eval_success']", "after": "after['eval_success']", "success": "success"}
+"""What the kernel of a notebook that trains knows: greedy success, and the sampled one of every update."""
+
+
 @pytest.mark.slow
 def test_the_quickstart_learns(tmp_path: Path) -> None:
     got = run(
         load("01_quickstart"),
         tmp_path,
-        before="before['eval_success']",
-        after="after['eval_success']",
-        success="success",
+        **LEARNED,
         auroc="[value for _, value in auroc]",
     )
     # Two seeds: .25 -> .55 and .50 greedy; sampled, the first and the last updates, .22 -> .58 and .30 -> .65.
@@ -309,11 +311,9 @@ def test_an_environment_of_ones_own_is_learned(tmp_path: Path) -> None:
     got = run(
         load("03_your_own_environment"),
         tmp_path,
-        before="before['eval_success']",
-        after="after['eval_success']",
+        **LEARNED,
         chance="baselines['random agent'].value",
         scripted="baselines['scripted agent'].value",
-        success="success",
     )
     assert got["chance"] < 0.2 and got["scripted"] == 1.0
     assert got["chance"] < got["before"] < 0.6 < 0.8 < got["after"]  # three seeds: .35 -> 1.0

@@ -139,7 +139,7 @@ class CalibrationCallback(TrainerCallback):
             return
         hindsight = update.hindsight
         update.metrics.update(hindsight_metrics(update.scores, update.trajectories, hindsight.utilities))
-        self._move_gate(update)
+        self._move_gate(update, hindsight)
         if self._regresses(hindsight) and is_sharded(update.policy):
             raise ValueError(
                 f"calibration_target={self.target!r} takes steps with the policy's own parameters, but these are "
@@ -164,14 +164,13 @@ class CalibrationCallback(TrainerCallback):
             self._refit(hindsight)
 
     @staticmethod
-    def _move_gate(update: UpdateRecord) -> None:
+    def _move_gate(update: UpdateRecord, hindsight: HindsightReward) -> None:
         """Logs what patience and the gate let through in this update, and moves the gate for the next one."""
-        hindsight = update.hindsight
-        if hindsight is not None and hindsight.patience is not None:
+        if hindsight.patience is not None:
             update.metrics["hindsight/held"] = float(hindsight.patience.holds)
-        if hindsight is None or hindsight.gate is None:
-            return
         gate = hindsight.gate
+        if gate is None:
+            return
         update.metrics["hindsight/gate"] = hindsight.let_through
         agreement = update.agreement.tolist()
         if update.accelerator.num_processes > 1:
