@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_mise import CalibrationCallback, MISEGRPOConfig, MISEGRPOTrainer
+from trl_mise.agreement import AgreementGate
 from trl_mise.callback import UpdateRecord
 from trl_mise.chat import ChatFormat
 from trl_mise.completions import CompletionEpisodes
@@ -120,7 +121,24 @@ def test_where_all_returns_are_equal_there_is_praise_but_no_evidence_for_it() ->
     scores = [np.array([1.0, -1.0]), np.array([0.5, 0.5])]
     found = token_advantages(torch.zeros(2), episodes, scores, coef=0.1, gate=1.0)
     assert torch.allclose(found.advantages, torch.tensor([[0.1, -0.1], [0.05, 0.05]]))
-    assert found.agreement.shape == (0,) and found.shaping_share == 1.0
+    assert found.agreement.tolist() == [0.0, 0.0] and found.shaping_share == 1.0
+    gate = AgreementGate()
+    gate.update(np.array([-1.0, -1.1]))
+    before = gate.z
+    gate.update(found.agreement)
+    assert gate.z == before
+
+
+def test_what_the_gate_hears_does_not_depend_on_who_has_which_groups() -> None:
+    """Two groups of two, one of which fails: in one process, and in two."""
+    advantages, scores = torch.tensor([0.7, -0.7, 0.0, 0.0]), [np.array([n]) for n in (1.0, -1.0, 2.0, 0.5)]
+
+    def heard(rows: list[int]) -> list[float]:
+        episodes = episodes_of([[0]] * len(rows), list(range(len(rows))))
+        found = token_advantages(advantages[rows], episodes, [scores[r] for r in rows], coef=0.1, gate=1.0)
+        return found.agreement.tolist()
+
+    assert heard([0, 1]) + heard([2, 3]) == heard([0, 1, 2, 3]) == pytest.approx([0.7, 0.7, 0.0, 0.0])
 
 
 # The trainer
@@ -221,9 +239,15 @@ class TestPatience:
         trainer = make(MISEGRPOTrainer, config(tmp_path, hindsight_patience=16))
         assert self.shares(trainer) == ([0.0] * 3, [True] * 3)
 
-    def test_off_by_default(self, tmp_path: Path) -> None:
-        trainer = make(MISEGRPOTrainer, config(tmp_path))
-        assert trainer.hindsight.patience is None and self.shares(trainer) == ([], [])
+    def test_by_default_it_outlasts_a_few_batches(self, tmp_path: Path) -> None:
+        trainer = make(MISEGRPOTrainer, config(tmp_path), reward_funcs=no_reward)
+        assert self.shares(trainer) == ([1.0] * 3, [False] * 3)
+
+    def test_without_it_praise_leads_at_once(self, tmp_path: Path) -> None:
+        trainer = make(MISEGRPOTrainer, config(tmp_path, hindsight_patience=0), reward_funcs=no_reward)
+        trainer.train()
+        shares = [e["hindsight/shaping_share"] for e in trainer.state.log_history if "hindsight/shaping_share" in e]
+        assert trainer.hindsight.patience is None and len(shares) == 3 and min(shares) > 0
 
 
 class TestReference:

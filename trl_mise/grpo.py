@@ -56,8 +56,8 @@ class TokenAdvantages:
 
     Args:
         advantages (`Tensor`): `(B, C)`.
-        agreement (`np.ndarray`): `(N,)` mean_t A_n n_nt of each episode, see [`AgreementGate`]; empty where all
-            advantages are 0 and nothing can be compared.
+        agreement (`np.ndarray`): `(N,)` mean_t A_n n_nt of each episode, see [`AgreementGate`]; 0 throughout, which
+            is no evidence to it, where all groups of all processes earn the same.
         shaping_share (`float`): how much of what the steps get is praise or blame.
         credit ([`StepCredit`]): the advantages of the N episodes by steps.
     """
@@ -87,10 +87,8 @@ def token_advantages(
     sampled = episodes.step_of_token >= 0
     environment = group_advantages[:, None].expand_as(praise) * sampled
     total = float(praise.abs().sum() + environment.abs().sum())
-    agreement = np.zeros(0)
     of_episodes = group_advantages.double().cpu().numpy()[episodes.rows]
-    if of_episodes.any():
-        agreement = np.array([a * n.mean() for a, n in zip(of_episodes, step_scores, strict=True)])
+    agreement = np.array([a * n.mean() for a, n in zip(of_episodes, step_scores, strict=True)])
     shaping = tuple(gate * coef * np.asarray(n, dtype=np.float64) for n in step_scores)
     credit = StepCredit(shaping, tuple(a + s for a, s in zip(of_episodes, shaping, strict=True)))
     return TokenAdvantages(
