@@ -75,7 +75,7 @@ def test_one_that_praises_winners_is_heard(tmp_path: Path) -> None:
 
 
 def test_without_an_outcome_there_is_no_evidence(tmp_path: Path) -> None:
-    trainer = trainer_with(tmp_path, Opponent, environment_factory=HopelessEnv)
+    trainer = trainer_with(tmp_path, Opponent, environment_factory=HopelessEnv, hindsight_patience=0)
     trainer.train()
     assert set(logged(trainer, "hindsight/gate")) == {1.0} and set(logged(trainer, "hindsight/agreement_z")) == {0.0}
 
@@ -100,7 +100,7 @@ def test_a_closed_gate_is_no_hindsight_at_all(tmp_path: Path) -> None:
 
 def test_whitening_does_not_open_a_closed_gate(tmp_path: Path) -> None:
     """With all returns equal and no critic to err praise is all there is; a gate of .001 must still mean .001."""
-    trainer = trainer_with(tmp_path, Partisan, environment_factory=HopelessEnv)
+    trainer = trainer_with(tmp_path, Partisan, environment_factory=HopelessEnv, hindsight_patience=0)
     played = trainer.collect([{"seed": seed} for seed in range(8)])
     layout = action_layout(played)
     evaluation = trainer.evaluate_tokens(

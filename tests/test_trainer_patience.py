@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from test_trainer_gate import HopelessEnv, Partisan, logged, trainer_with
-from trainer_fakes import CoinEnv, largest_difference, make_config, make_tokenizer, weights
+from trainer_fakes import largest_difference, make_config, make_tokenizer, weights
 
 from trl_mise import HindsightReward
 from trl_mise.advantages import ActionLayout, action_layout
 from trl_mise.chat import ChatFormat
 from trl_mise.micro_batches import make_micro_batches
+from trl_mise.patience import DEFAULT_PATIENCE
 from trl_mise.trainer import MISETrainer
 from trl_mise.types import HindsightScores, Trajectory
 from trl_mise.update import Evaluation
@@ -100,6 +101,12 @@ def test_it_belongs_to_the_state_of_the_reward_wrapper() -> None:
     other.load_state_dict(older)
 
 
+def test_without_it_praise_leads_at_once(tmp_path: Path) -> None:
+    trainer = trainer_with(tmp_path, OrderedJudge, environment_factory=HopelessEnv, hindsight_patience=0)
+    trainer.train()
+    assert logged(trainer, "hindsight/held") == [] and min(logged(trainer, "hindsight/shaping_share")) > 0
+
+
 def test_a_run_that_is_resumed_waits_no_longer_than_one_that_was_not(tmp_path: Path) -> None:
     options = {
         "environment_factory": HopelessEnv,
@@ -118,7 +125,13 @@ def test_a_run_that_is_resumed_waits_no_longer_than_one_that_was_not(tmp_path: P
 
 
 def test_the_option(tmp_path: Path) -> None:
-    assert trainer_with(tmp_path, Partisan, environment_factory=CoinEnv).hindsight.patience is None  # type: ignore[union-attr]
+    for options, episodes in (
+        ({}, DEFAULT_PATIENCE),
+        ({"hindsight_patience": 24}, 24),
+        ({"hindsight_patience": 0}, None),
+    ):
+        hindsight = trainer_with(tmp_path, Partisan, **options).hindsight
+        assert hindsight is not None and getattr(hindsight.patience, "episodes", None) == episodes
     with pytest.raises(ValueError, match="hindsight_patience must be a finite number of at least 0"):
         make_config(tmp_path, hindsight_patience=-1)
     with pytest.raises(ValueError, match="hindsight_patience must be at least 1 episode"):

@@ -18,7 +18,7 @@ from .compression import compress
 from .generation import Sampling
 from .heads import text_config
 from .packing import ScoringRow, Verdicts, question_tree
-from .patience import Patience
+from .patience import DEFAULT_PATIENCE, Patience
 from .scorers import Questionnaire
 from .scoring import DEFAULT_MAX_TOKENS, Method, VerdictLogits, check_rows, resolve_method, score_rows
 from .types import HindsightScores, Trajectory, Turn
@@ -124,7 +124,7 @@ class HindsightReward:
         context_tokens: int | None = None,
         ema: float = 0.9,
         gate: bool = True,
-        patience: int = 0,
+        patience: int = DEFAULT_PATIENCE,
         reason_tokens: int = 64,
         temperature: float = 1.0,
         seed: int = 0,

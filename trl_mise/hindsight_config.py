@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from .own_ppo_config import option
+from .patience import DEFAULT_PATIENCE
 
 DEFAULT_COEF = {"advantage": 0.1, "return": 0.03}
 
@@ -25,9 +26,10 @@ class HindsightConfig:
         hindsight_gate (`"agreement"` or `"none"`, *optional*, defaults to `"agreement"`):
             Multiply alpha by how far praise and the environment's advantages agree, see [`AgreementGate`]: a judge
             whose praise lowers the return is not listened to.
-        hindsight_patience (`int`, *optional*, defaults to `0`):
+        hindsight_patience (`int`, *optional*, defaults to `256`):
             Episodes in a row that must have earned the same before praise may lead, see [`Patience`]: in a batch whose
-            returns are all equal it is held back until then. 0 lets it lead in any such batch.
+            returns are all equal it is held back until then. 0 lets it lead in any such batch, for judges that are
+            known to be right.
         hindsight_prompt (`str`, *optional*):
             Jinja template of the evaluator's question; see [`HindsightReward`].
         hindsight_verdicts (`list[str]`, *optional*, defaults to `["good", "bad"]`):
@@ -84,7 +86,7 @@ class HindsightConfig:
     hindsight_coef: float | None = option(None, "Weight alpha of the hindsight scores; 0 switches them off.")
     hindsight_placement: Literal["advantage", "return"] = option("advantage", "Where the scores are added.")
     hindsight_gate: Literal["agreement", "none"] = option("agreement", "Trust the judge as far as it agrees.")
-    hindsight_patience: int = option(0, "Episodes in a row without a success before praise may lead.")
+    hindsight_patience: int = option(DEFAULT_PATIENCE, "Episodes in a row without a success before praise may lead.")
     hindsight_prompt: str | None = option(None, "Jinja template of the evaluator's question.")
     hindsight_verdicts: list[str] = field(
         default_factory=lambda: ["good", "bad"], metadata={"help": "Verdict words, best first."}
