@@ -57,13 +57,13 @@ def headlines(store: ResultStore) -> str:
         "MISE-GRPO": "mise-grpo",
         "TRL's GRPO": "grpo",
         "judge of the past": "prefix",
-        "MISE, patience 256": "patient",
+        "MISE without patience": "impatient",
     }
     rows = []
     for task in TASKS.values():
         runs = store.runs(task.name)
         cells = {title: _area([run for run in runs if run["arm"] == arm]) for title, arm in arms.items()}
-        if cells["MISE"]:
+        if any(cells.values()):
             rows.append({"task": task.headline, **cells})
     return markdown(rows)
 

@@ -29,8 +29,8 @@ class Arm:
 
 
 # The verdicts count as much as the environment's reward and add up over an episode: here they lead, and must be right.
-_SUMMED = {"hindsight_placement": "return", "hindsight_coef": 1.0, "hindsight_gate": "none"}
-_PATIENT: tuple[str, Mapping[str, Any]] = ("… praise waits for 256 silent episodes", {"hindsight_patience": 256})
+_SUMMED = {"hindsight_placement": "return", "hindsight_coef": 1.0, "hindsight_gate": "none", "hindsight_patience": 0}
+_IMPATIENT: tuple[str, Mapping[str, Any]] = ("… praise leads at once", {"hindsight_patience": 0})
 _GATE_ALONE = {"hindsight_gate": "agreement", "calibration_target": "none"}
 
 _ALL = (
@@ -49,7 +49,7 @@ _ALL = (
     Arm("platt", "… post-hoc Platt map", {"posthoc_calibrator": "platt"}),
     Arm("isotonic", "… post-hoc isotonic map", {"posthoc_calibrator": "isotonic"}),
     Arm("ungated", "… without the gate", {"hindsight_gate": "none"}),
-    Arm("patient", *_PATIENT),
+    Arm("impatient", *_IMPATIENT),
     Arm("sampled", "… sampled verdicts", {"verdict_mode": "sampled"}),
     Arm("summed", "verdicts summed into the return at full weight", _SUMMED),
     Arm("summed-uncalibrated", "… without calibration", {**_SUMMED, "calibration_target": "none"}),
@@ -72,7 +72,7 @@ _ALL = (
     Arm("decomposition", "learned return decomposition", judge="decomposition"),
     Arm("grpo", "TRL's GRPOTrainer", trainer="grpo"),
     Arm("mise-grpo", "MISEGRPOTrainer", trainer="mise-grpo"),
-    Arm("mise-grpo-patient", *_PATIENT, trainer="mise-grpo"),
+    Arm("mise-grpo-impatient", *_IMPATIENT, trainer="mise-grpo"),
     Arm("mise-grpo-flipped", "… flipped verdicts", judge="flipped", trainer="mise-grpo"),
     Arm(
         "mise-grpo-shuffled-steps", "… scores shuffled within the episode", judge="shuffled_steps", trainer="mise-grpo"

@@ -24,9 +24,9 @@ COLOURS = {
     "sparse": "#8a8a8a",
     "grpo": "#c8501e",
     "mise-grpo": "#6aa84f",
+    "impatient": "#5bb0c9",
     "prefix": "#8e63b0",
     "flipped": "#c9a227",
-    "patient": "#5bb0c9",
 }
 """Arms in the plots, the first six of them that a task has; more lines cannot be read."""
 MOST_LINES = 6
@@ -62,7 +62,8 @@ def page(runs: dict[str, Runs], searches: dict[str, Runs]) -> str:
         "averaged over seeds; **95%** is a bootstrap band of the mean AUC over seeds (with so few too narrow),",
         "**worst** the AUC of the worst seed, **/ sparse** the least ratio of AUCs of a pair of the same seed. All",
         "arms of a task start from the same weights and share PPO settings and episodes. The policies are those of",
-        "[`README.md`](../README.md#results): from-scratch decoders with 0.1M parameters.\n",
+        "[`README.md`](../README.md#results): from-scratch decoders with 0.1M parameters. In the shop and in TextWorld",
+        "every batch has successes and failures, so that patience never holds: those runs may be older than it.\n",
         "## What the default must show\n",
         claims_table(everything),
         "",

@@ -114,7 +114,11 @@ CLAIMS = (
         "summed-shuffled-returns",
         ratio=1.5,
     ),
-    Claim("… at the default's weight: the same", "kitchen-1%-biased", "mise", "shuffled-returns"),
+    Claim("… at the default's weight: the same", "kitchen-1%-biased", "mise", "shuffled-returns", ratio=1.05),
+    Claim(
+        "… with a judge that praises only what is wrong", "kitchen-1%-captured", "mise", "shuffled-returns", ratio=1.05
+    ),
+    Claim("… in hindsight", "tasting", "mise", "shuffled-returns", ratio=1.05),
     Claim(
         "even a judge that praises only what is wrong is no harm",
         "kitchen-1%-captured",
@@ -122,9 +126,15 @@ CLAIMS = (
         "sparse",
         ratio=0.95,
     ),
-    Claim("… with patience it is none", "kitchen-1%-captured", "patient", "sparse", ratio=0.95),
-    Claim("patience still learns where the sparse reward cannot", "kitchen", "patient", median=0.5, worst=0.35),
-    Claim("patience still learns in hindsight", "tasting", "patient", "sparse", ratio=1.5),
+    Claim("… patience does it: without, nothing is learned", "kitchen-1%-captured", "mise", "impatient", ratio=1.5),
+    Claim("… nor to GRPO", "kitchen-1%-captured", "mise-grpo", "grpo", ratio=0.95),
+    Claim(
+        "… GRPO as well: without patience, nothing",
+        "kitchen-1%-captured",
+        "mise-grpo",
+        "mise-grpo-impatient",
+        ratio=1.5,
+    ),
     Claim("what can be undone: never worse", "shop", "mise", "sparse", ratio=0.95),
     Claim("what can be undone: better than sparse PPO", "shop", "mise", "sparse", in_ci=False),
     Claim("what can be undone, biased judge: never worse", "shop-biased", "mise", "sparse", ratio=0.95),
@@ -178,10 +188,9 @@ FULL: list[Cell] = [
     *_cells(["kitchen", "tasting"], _VARIANTS, range(2)),
     *_cells(["kitchen-1%-biased"], _SUMMED, range(3)),
     *_cells(["kitchen-3%-captured", "kitchen-1%-captured"], (*_MAIN, "uncalibrated", "ungated"), range(2)),
-    *_cells(["kitchen-1%-captured"], ("patient", *_MAIN), range(6)),
-    *_cells(["kitchen", "tasting"], ("patient",), range(3)),
-    *_cells(["kitchen-1%-captured"], ("mise-grpo-patient",), range(2)),
-    *_cells(["kitchen-1%-biased", "kitchen-3%-captured"], ("patient",), range(2)),
+    *_cells(["kitchen-1%-captured"], (*_MAIN, "impatient", "uncalibrated", "shuffled-returns"), range(6)),
+    *_cells(["kitchen-1%-captured"], ("grpo", "mise-grpo", "mise-grpo-impatient"), range(6)),
+    *_cells(["tasting"], ("shuffled-returns",), range(3)),
     *_cells(["kitchen-biased", "tasting-biased"], _MAIN, range(2)),
     *_cells(["tasting-biased"], _CALIBRATION, range(4)),
     *_cells(["shop", "shop-biased"], _MAIN, range(2, 4)),
@@ -194,10 +203,18 @@ FULL: list[Cell] = [
     *_cells(["shop", "shop-biased"], ("flipped", "uncalibrated", "return", "grpo"), range(1)),
     *_cells(["kitchen", "tasting", "kitchen-1%-biased"], ("mise-grpo",), range(3)),
     *_cells(["kitchen"], ("mise-grpo-flipped", "mise-grpo-shuffled-steps"), range(3)),
-    *_cells(["kitchen-1%-captured"], ("grpo", "mise-grpo"), range(2)),
     *_cells(["shop", "shop-biased"], ("mise-grpo",), range(1)),
     *_cells(["tasting"], _MAIN, range(3, 6)),
     *_cells(["kitchen"], ("sparse", *_CONTROLS), range(3, 6)),
+    # What patience costs where the judge is right.
+    *_cells(["kitchen", "tasting", "kitchen-1%-biased"], ("impatient",), range(6)),
+    *_cells(["kitchen", "tasting", "kitchen-1%-biased"], ("mise-grpo-impatient",), range(3)),
+    *_cells(
+        ["kitchen-biased", "kitchen-1%", "kitchen-3%-captured", "kitchen-16", "tasting-16"], ("impatient",), range(2)
+    ),
+    *_cells(["tasting-biased"], ("impatient",), range(4)),
+    *_cells(["shop", "shop-biased"], ("mise-grpo-impatient",), range(1)),
+    *_cells(["kitchen-32", "tasting-32"], ("impatient",), range(1)),
 ]
 """Everything in `docs/results.md`."""
 
@@ -206,6 +223,7 @@ CI: list[Cell] = [
     *_cells(["kitchen"], ("sparse", "mise", "grpo", "mise-grpo", "flipped", "shuffled-steps"), [0]),
     *_cells(["tasting"], ("sparse", "mise", "prefix", "grpo", "shuffled-steps"), [0]),
     *_cells(["kitchen-1%-biased"], _MAIN, [0, 1]),
+    *_cells(["kitchen-1%-captured"], (*_MAIN, "impatient"), [0]),
     *_cells(["kitchen-1%-biased"], ("summed", "summed-shuffled-returns"), [0]),
 ]
 """The headline rows, in minutes."""
