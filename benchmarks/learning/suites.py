@@ -223,7 +223,6 @@ CI: list[Cell] = [
     *_cells(["kitchen"], ("sparse", "mise", "grpo", "mise-grpo", "flipped", "shuffled-steps"), [0]),
     *_cells(["tasting"], ("sparse", "mise", "prefix", "grpo", "shuffled-steps"), [0]),
     *_cells(["kitchen-1%-biased"], _MAIN, [0, 1]),
-    *_cells(["kitchen-1%-captured"], (*_MAIN, "impatient"), [0]),
     *_cells(["kitchen-1%-biased"], ("summed", "summed-shuffled-returns"), [0]),
 ]
 """The headline rows, in minutes."""
