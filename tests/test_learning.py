@@ -78,11 +78,16 @@ class TestKitchenHard:
         trainer = train_kitchen(kitchen_recipe("hard", seed=seed), tmp_path, seed=seed, hindsight_coef=0.0)
         assert mean(success_curve(trainer)[-FINAL:]) <= 0.1
 
-    @pytest.mark.parametrize("judge", ["random", "flipped"])
-    def test_neither_do_random_or_flipped_verdicts(self, judge, tmp_path):
+    @pytest.mark.parametrize("judge, options", [("random", {"hindsight_patience": 0}), ("flipped", {})])
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_neither_do_random_or_flipped_verdicts(self, judge, options, seed, tmp_path):
+        trainer = train_kitchen(kitchen_recipe("hard", seed=seed), tmp_path, seed=seed, judge=judge, **options)
+        assert mean(success_curve(trainer)[-FINAL:]) <= 0.05
+
+    def test_nor_does_patience_teach_what_random_verdicts_do_not(self, tmp_path):
         """Whom noise leads may come across a success late, from which on the environment leads: hence the AUC."""
         areas = [
-            mean(success_curve(train_kitchen(kitchen_recipe("hard", seed=s), tmp_path, seed=s, judge=judge)))
+            mean(success_curve(train_kitchen(kitchen_recipe("hard", seed=s), tmp_path, seed=s, judge="random")))
             for s in (0, 1, 2)
         ]
         assert mean(areas) <= 0.15, areas
@@ -124,7 +129,7 @@ class TestChefsTable:
             rows = tasting.make_tasks("train", 4096, seed=seed)
             trainer = train(recipe, rows, tmp_path, seed=seed, evaluator_view=view)
             finals.append(mean(success_curve(trainer)[-FINAL:]))
-        assert mean(finals) >= 0.2 if learns else mean(finals) <= 0.05, finals
+        assert mean(finals) >= 0.25 if learns else mean(finals) <= 0.05, finals
 
 
 def test_calibration_makes_a_biased_judge_harmless(tmp_path):
