@@ -25,8 +25,9 @@ from trl_mise.chat import ChatFormat
 from trl_mise.completions import CompletionEpisodes
 from trl_mise.envs.adapters import as_trl_environment, format_tool_call
 from trl_mise.envs.kitchen import expert_action, make_tasks
-from trl_mise.grpo import token_advantages
+from trl_mise.grpo import group_spread, token_advantages, without_rounding
 from trl_mise.hindsight import HindsightReward
+from trl_mise.types import StepCredit
 
 TOKENIZER = make_tokenizer()
 PROMPT = "judge step {{ step }} {{ action }}"
@@ -101,25 +102,34 @@ def episodes_of(step_of_token: list[list[int]], rows: list[int]) -> CompletionEp
 def test_token_advantages_are_those_of_the_group_plus_praise() -> None:
     episodes = episodes_of([[0, 0, -1, 1], [-1, -1, -1, -1], [0, -1, -1, -1]], [0, 2])
     found = token_advantages(
-        torch.tensor([1.0, -1.0, -0.5]), episodes, [np.array([2.0, -1.0]), np.array([1.0])], coef=0.1, gate=0.5
+        torch.tensor([1.0, -1.0, -0.5]),
+        episodes,
+        [np.array([2.0, -1.0]), np.array([1.0])],
+        spread=np.array([1.0, 9.0, 0.5]),
+        coef=0.1,
+        gate=0.5,
     )
-    expected = torch.tensor([[1.1, 1.1, 1.0, 0.95], [-1.0] * 4, [-0.45, -0.5, -0.5, -0.5]])
+    expected = torch.tensor([[1.1, 1.1, 1.0, 0.95], [-1.0] * 4, [-0.475, -0.5, -0.5, -0.5]])
     assert torch.allclose(found.advantages, expected)
     assert found.agreement.tolist() == pytest.approx([0.5, -0.5])
-    praise, environment = 0.1 + 0.1 + 0.05 + 0.05, 3 * 1.0 + 0.5
+    praise, environment = 0.1 + 0.1 + 0.05 + 0.025, 3 * 1.0 + 0.5
     assert found.shaping_share == pytest.approx(praise / (praise + environment))
+    assert [s.tolist() for s in found.credit.shaping] == [pytest.approx([0.1, -0.05]), pytest.approx([0.025])]
+    assert [a.tolist() for a in found.credit.advantages] == [pytest.approx([1.1, 0.95]), pytest.approx([-0.475])]
 
 
 def test_a_closed_gate_leaves_the_group_advantages_alone() -> None:
     episodes = episodes_of([[0, 1]], [0])
-    found = token_advantages(torch.tensor([1.0]), episodes, [np.array([2.0, -1.0])], coef=0.1, gate=0.0)
+    scores = [np.array([2.0, -1.0])]
+    found = token_advantages(torch.tensor([1.0]), episodes, scores, spread=np.ones(1), coef=0.1, gate=0.0)
     assert found.advantages.tolist() == [[1.0, 1.0]] and found.shaping_share == 0.0
 
 
 def test_where_all_returns_are_equal_there_is_praise_but_no_evidence_for_it() -> None:
     episodes = episodes_of([[0, 1], [0, 1]], [0, 1])
     scores = [np.array([1.0, -1.0]), np.array([0.5, 0.5])]
-    found = token_advantages(torch.zeros(2), episodes, scores, coef=0.1, gate=1.0)
+    spread = group_spread(np.zeros(2), 2)
+    found = token_advantages(torch.zeros(2), episodes, scores, spread=spread, coef=0.1, gate=1.0)
     assert torch.allclose(found.advantages, torch.tensor([[0.1, -0.1], [0.05, 0.05]]))
     assert found.agreement.tolist() == [0.0, 0.0] and found.shaping_share == 1.0
     gate = AgreementGate()
@@ -135,10 +145,34 @@ def test_what_the_gate_hears_does_not_depend_on_who_has_which_groups() -> None:
 
     def heard(rows: list[int]) -> list[float]:
         episodes = episodes_of([[0]] * len(rows), list(range(len(rows))))
-        found = token_advantages(advantages[rows], episodes, [scores[r] for r in rows], coef=0.1, gate=1.0)
+        own = [scores[row] for row in rows]
+        found = token_advantages(advantages[rows], episodes, own, spread=np.ones(len(rows)), coef=0.1, gate=1.0)
         return found.agreement.tolist()
 
     assert heard([0, 1]) + heard([2, 3]) == heard([0, 1, 2, 3]) == pytest.approx([0.7, 0.7, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("size", [3, 6, 8])
+@pytest.mark.parametrize("scale_rewards", ["group", "none"])
+def test_a_group_that_differs_by_rounding_only_has_no_advantages(size: int, scale_rewards: str) -> None:
+    """TRL's formula, in float32."""
+    values = torch.arange(1, 20) / 20.0
+    returns = values.repeat_interleave(size).view(-1, size)
+    returns[-1, 0] = 0.94  # for 0.95: small, but no rounding
+
+    advantages = returns - returns.mean(dim=1, keepdim=True)
+    if scale_rewards == "group":
+        advantages = advantages / (returns.std(dim=1, keepdim=True) + 1e-4)
+    found = without_rounding(advantages.flatten(), scale_rewards).view(-1, size)
+    assert bool((advantages[:-1] != 0).any()) and not found[:-1].any()
+    assert torch.equal(found[-1], advantages[-1])
+
+
+def test_a_unit_of_praise_is_worth_the_spread_of_its_group() -> None:
+    """None where the group is silent, unless all are."""
+    found = group_spread(np.array([1.5, -0.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0, 0.2, -0.2, 0.2, -0.2]), 4)
+    assert found.tolist() == pytest.approx([1.0] * 4 + [0.0] * 4 + [0.2 * (4 / 3) ** 0.5] * 4)
+    assert group_spread(np.zeros(4), 2).tolist() == [1.0] * 4
 
 
 # The trainer
@@ -169,6 +203,36 @@ def test_praise_without_calibration_changes_the_update_and_nothing_before_it(tmp
     quiet = make(MISEGRPOTrainer, config(tmp_path, calibration_target="none", hindsight_coef=1e-12))
     quiet.train()
     assert largest_difference(weights(theirs.model), weights(quiet.model)) < 1e-6
+
+
+def first_credit(tmp_path: Path, scale: float, **overrides: Any) -> StepCredit:
+    """Of the first batch."""
+
+    def scaled(completions: Sequence[str], **kwargs: Any) -> list[float]:
+        return [scale * value for value in letters(completions)]
+
+    records = Records()
+    make(MISEGRPOTrainer, config(tmp_path, **overrides), reward_funcs=scaled, callbacks=[records]).train()
+    credit = records.updates[0][1].credit
+    assert credit is not None
+    return credit
+
+
+def test_alpha_is_in_units_of_the_advantages_whatever_those_of_the_rewards(tmp_path: Path) -> None:
+    """As in PPO, which scales the environment's advantages to unit spread."""
+    whole, less = (first_credit(tmp_path / str(s), s, scale_rewards="none") for s in (1.0, 0.01))
+    assert max(np.abs(praise).max() for praise in whole.shaping) > 0
+    for a, b in zip(whole.advantages, less.advantages, strict=True):
+        assert b.tolist() == pytest.approx((0.01 * a).tolist(), rel=1e-4)
+
+
+def test_a_group_that_is_silent_in_a_batch_that_speaks_is_left_to_the_others(tmp_path: Path) -> None:
+    credit = first_credit(tmp_path, 1.0)
+    environment = [float((a - s)[0]) for a, s in zip(credit.advantages, credit.shaping, strict=True)]
+    is_silent = [all(value == 0.0 for value in environment[n : n + 4]) for n in (0, 4)]
+    assert sorted(is_silent) == [False, True]  # this seed's first batch has one of each
+    for number, praise in enumerate(credit.shaping):
+        assert bool(praise.any()) is not is_silent[number // 4]
 
 
 @pytest.mark.parametrize("num_iterations", [1, 2])
@@ -238,6 +302,13 @@ class TestPatience:
     def test_but_not_where_the_environment_speaks(self, tmp_path: Path) -> None:
         trainer = make(MISEGRPOTrainer, config(tmp_path, hindsight_patience=16))
         assert self.shares(trainer) == ([0.0] * 3, [True] * 3)
+
+    def test_returns_that_differ_by_rounding_only_do_not_speak(self, tmp_path: Path) -> None:
+        def by_prompt(prompts: Sequence[str], **kwargs: Any) -> list[float]:
+            return [0.3 + 0.1 * int(prompt.split()[1]) for prompt in prompts]
+
+        args = config(tmp_path, num_generations=8, per_device_train_batch_size=24)  # six groups
+        assert self.shares(make(MISEGRPOTrainer, args, reward_funcs=by_prompt)) == ([1.0] * 3, [False] * 3)
 
     def test_by_default_it_outlasts_a_few_batches(self, tmp_path: Path) -> None:
         trainer = make(MISEGRPOTrainer, config(tmp_path), reward_funcs=no_reward)

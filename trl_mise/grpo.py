@@ -49,6 +49,11 @@ GRPOTrainer: Any = grpo_classes()[1]
 
 HINDSIGHT_STATE_NAME = "hindsight_state.json"
 
+ROUNDING = 1e-7
+"""Of a return in [0, 1], in float32."""
+TRL_EPSILON = 1e-4
+"""What GRPOTrainer adds to the spread of a group's returns before it divides by it."""
+
 
 @dataclass(frozen=True)
 class TokenAdvantages:
@@ -68,28 +73,65 @@ class TokenAdvantages:
     credit: StepCredit
 
 
-def token_advantages(
-    group_advantages: Tensor, episodes: CompletionEpisodes, step_scores: Sequence[np.ndarray], coef: float, gate: float
-) -> TokenAdvantages:
-    """Hindsight scores beside GRPO's advantages: `A_bt = A_b + gate * coef * n_t` at every token of step t.
+def without_rounding(group_advantages: Tensor, scale_rewards: str) -> Tensor:
+    """`(B,)` advantages, exactly 0 where the returns of a group differ by rounding only.
 
-    A_b is what GRPO makes of the returns: the same for all tokens of a completion. n_t has unit spread and mean 0, as
-    A_b has within a group, so that `coef` weighs the two as in PPO (placement `"advantage"`, docs/method.md).
+    Eight returns of 0.7 miss their mean by 6e-8, which TRL divides by their spread, 0 but for an epsilon of 1e-4.
+    Taken for a difference, that would be a group in which the environment speaks.
+
+    Args:
+        scale_rewards (`"group"`, `"batch"` or `"none"`): what TRL divided by; returns are in [0, 1], as calibration
+            asks for.
+    """
+    largest = ROUNDING if scale_rewards == "none" else ROUNDING / TRL_EPSILON
+    return torch.where(group_advantages.abs() > largest, group_advantages, 0.0)
+
+
+def group_spread(group_advantages: np.ndarray, num_generations: int) -> np.ndarray:
+    """What a unit of praise is worth to each completion: the spread of its group's advantages, `(B,)`.
+
+    A group whose completions all earn the same is to GRPO what such a batch is to PPO: nothing in it contradicts the
+    judge. So there is no praise in it, unless the whole batch is like that and praise is all there is (then 1; whether
+    it may lead is for [`Patience`] to say).
+
+    Args:
+        group_advantages (`np.ndarray`): `(B,)` of all processes, group after group; see [`without_rounding`].
+    """
+    if not group_advantages.any():
+        return np.ones(len(group_advantages))
+    return group_advantages.reshape(-1, num_generations).std(axis=1, ddof=1).repeat(num_generations)
+
+
+def token_advantages(
+    group_advantages: Tensor,
+    episodes: CompletionEpisodes,
+    step_scores: Sequence[np.ndarray],
+    *,
+    spread: np.ndarray,
+    coef: float,
+    gate: float,
+) -> TokenAdvantages:
+    """Hindsight scores beside GRPO's advantages: `A_bt = A_b + gate * coef * s_b * n_t` at every token of step t.
+
+    A_b is what GRPO makes of the returns: the same for all tokens of a completion. n_t has unit spread and mean 0, so
+    that `coef` weighs the two as in PPO (placement `"advantage"`, docs/method.md).
 
     Args:
         group_advantages (`Tensor`): `(B,)`.
         episodes ([`CompletionEpisodes`]): N of the B completions.
         step_scores (`Sequence[np.ndarray]`): n_t, one array `(T_n,)` per episode.
+        spread (`np.ndarray`): `(B,)` s_b, see [`group_spread`].
         coef (`float`): alpha.
         gate (`float`): in [0, 1], how much of alpha is let through.
     """
-    praise = gate * coef * episodes.per_token(step_scores)  # (B, C)
+    of_episodes = group_advantages.double().cpu().numpy()[episodes.rows]
+    agreement = np.array([a * n.mean() for a, n in zip(of_episodes, step_scores, strict=True)])
+    worth = gate * coef * spread[episodes.rows]
+    shaping = tuple(w * np.asarray(n, dtype=np.float64) for w, n in zip(worth, step_scores, strict=True))
+    praise = episodes.per_token(shaping)  # (B, C)
     sampled = episodes.step_of_token >= 0
     environment = group_advantages[:, None].expand_as(praise) * sampled
     total = float(praise.abs().sum() + environment.abs().sum())
-    of_episodes = group_advantages.double().cpu().numpy()[episodes.rows]
-    agreement = np.array([a * n.mean() for a, n in zip(of_episodes, step_scores, strict=True)])
-    shaping = tuple(gate * coef * np.asarray(n, dtype=np.float64) for n in step_scores)
     credit = StepCredit(shaping, tuple(a + s for a, s in zip(of_episodes, shaping, strict=True)))
     return TokenAdvantages(
         advantages=group_advantages[:, None] + praise.to(group_advantages.dtype),
@@ -333,10 +375,20 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         """Normalised scores beside GRPO's advantages; see [`token_advantages`]."""
         hindsight = self.hindsight
         step_scores = scores.split(hindsight.normalise(scores, partial(numbers_of_all, self.accelerator)))
+        group_advantages = without_rounding(group_advantages, self.scale_rewards)
+        own = group_advantages.double().cpu().numpy()
+        of_all = numbers_of_all(self.accelerator, own)
         if hindsight.patience is not None:
-            of_episodes = group_advantages.double().cpu().numpy()[episodes.rows]
-            hindsight.patience.hear(numbers_of_all(self.accelerator, of_episodes))
-        return token_advantages(group_advantages, episodes, step_scores, hindsight.coef, hindsight.let_through)
+            hindsight.patience.hear(numbers_of_all(self.accelerator, own[episodes.rows]))
+        start = self.accelerator.process_index * len(own)
+        return token_advantages(
+            group_advantages,
+            episodes,
+            step_scores,
+            spread=group_spread(of_all, self.num_generations)[start : start + len(own)],
+            coef=hindsight.coef,
+            gate=hindsight.let_through,
+        )
 
     # The end of a batch: calibration, log
 
