@@ -6,7 +6,7 @@
 #   make test-dist   the same, checked in a clean environment   make release-check   and what a release still needs
 #   make docs        the documentation site, into site/
 #   make notebooks   executes the notebooks and saves them in place
-#   make test-ppo    the tests with the last TRL that has a PPOTrainer of its own (an environment beside .venv)
+#   make test-ppo    the tests that TRL can reach, with the last one that has a PPOTrainer of its own (beside .venv)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 SEED ?= 0
@@ -26,7 +26,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-ppo: $(PPO_STAMP)
-	OMP_NUM_THREADS=1 .venv-ppo/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 .venv-ppo/bin/python -m pytest -n 2 --reaching trl_mise._trl
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2

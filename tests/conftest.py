@@ -3,6 +3,7 @@
 import os
 import random
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the hub; reaching for it is an error at once, not a time-out
@@ -11,6 +12,7 @@ os.environ["MPLBACKEND"] = "Agg"
 import hypothesis
 import numpy as np
 import pytest
+from import_reach import reaches, source_of
 
 try:
     import torch
@@ -25,6 +27,26 @@ if torch is not None:
 # Same examples on every run, and no deadline: tests do not read the clock.
 hypothesis.settings.register_profile("trl-mise", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("trl-mise")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reaching",
+        metavar="MODULE",
+        help="only the test files whose imports reach this module of ours, or that run what no import says",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    target = config.getoption("--reaching")
+    if target is not None and source_of(target) is None:
+        raise pytest.UsageError(f"--reaching {target}: there is no such module here; one is trl_mise._trl")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    target = config.getoption("--reaching")
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if target is not None and is_test and not reaches(collection_path, target) else None
 
 
 @pytest.fixture(autouse=True)

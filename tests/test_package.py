@@ -5,10 +5,10 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from import_reach import imports, is_type_checking, reaches
 
 import trl_mise
 
@@ -164,31 +164,6 @@ def module_of(path: Path) -> str:
     return ".".join(parts) or "trl_mise"
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-
-
-def imports(node: ast.AST, package: str) -> Iterator[tuple[int, str]]:
-    """(line, absolute module) of every import under `node`, wherever it stands, also `import_module("...")`.
-
-    Relative imports are resolved against `package`.
-    """
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            yield from ((child.lineno, alias.name) for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            source = importlib.util.resolve_name("." * child.level + (child.module or ""), package)
-            yield child.lineno, source
-            # `from trl_mise import types` names a module too; a name that is none is in no layer and does no harm
-            yield from ((child.lineno, f"{source}.{alias.name}") for alias in child.names)
-        elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith(("import_module", "__import__")):
-            if child.args and isinstance(child.args[0], ast.Constant):
-                yield child.lineno, str(child.args[0].value)
-        elif is_type_checking(child):
-            continue
-        yield from imports(child, package)
-
-
 def imports_of(path: Path) -> list[tuple[int, str]]:
     in_package = path.is_relative_to(PACKAGE)
     package = ".".join(["trl_mise", *path.parent.relative_to(PACKAGE).parts]) if in_package else "trl_mise"
@@ -258,6 +233,23 @@ def test_the_import_finder_finds_what_it_should(tmp_path, line, found):
     path = tmp_path / "module.py"
     path.write_text(line, encoding="utf-8")
     assert bool(names_trl(path)) is found
+
+
+@pytest.mark.parametrize(
+    "name, is_reached",
+    [
+        ("test_theory", False),
+        ("test_advantages", False),
+        ("test_own_ppo", True),  # imports it
+        ("test_trainer_loop", True),  # by way of another test file
+        ("test_learning", True),  # by way of the benchmarks
+        ("test_quickstart", True),  # may: it runs commands
+        ("test_configs", True),  # may: `from trl_mise import ...` looks the name up
+    ],
+)
+def test_what_trl_can_reach(name, is_reached):
+    """What `make test-ppo` leaves out."""
+    assert reaches(ROOT / "tests" / f"{name}.py", "trl_mise._trl") is is_reached
 
 
 @pytest.mark.parametrize("name", sorted(trl_mise._MODULE_OF))
