@@ -18,7 +18,7 @@ from benchmarks.learning.estimators import bootstrap_band, paired_ratios, summar
 from benchmarks.learning.grpo import GROUP, EpisodeRollout, train_grpo
 from benchmarks.learning.rivals import PotentialShaping, ReturnDecomposition, ShuffledReturns, ShuffledSteps
 from benchmarks.learning.runner import Cell, ResultStore, run_cells, settings_of
-from benchmarks.learning.suites import CI, CLAIMS, FULL, Claim, areas_of
+from benchmarks.learning.suites import CI, CLAIMS, FRESH_SEEDS, FULL, Claim, areas_of
 from benchmarks.learning.tasks import TASKS
 from trl_mise import MISEConfig
 from trl_mise.calibration import CalibrationExample
@@ -256,13 +256,18 @@ def test_the_report_is_written_from_the_runs(tmp_path: Path, monkeypatch: pytest
     for run in TestClaims.runs:
         store.add(run)
     store.add(fake_run("kitchen", "sparse learning_rate=0.001", 100, [0.3] * 4))
+    for arm, success in (("mise", 0.875), ("sparse", 0.125)):
+        store.add(fake_run("kitchen", arm, FRESH_SEEDS.start, [success] * 4))
     monkeypatch.setattr(report, "ResultStore", lambda: store)
     monkeypatch.setattr(report, "RESULTS_PAGE", tmp_path / "results.md")
     monkeypatch.setattr(report, "ASSETS", tmp_path)
     report.main()
     text = (tmp_path / "results.md").read_text()
     assert "| **MISE, default**" in text and "0.500" in text and "sparse learning_rate=0.001" in text
-    assert "--tasks kitchen --arms sparse mise --seeds 0 1" in text
+    assert "--tasks kitchen --arms sparse mise --seeds 0 1`" in text  # without the fresh ones
+    before, fresh = text.split("## The same on seeds 6 to 11")
+    assert "0.88" not in before and "AUC 0.88, sparse 0.12" in fresh.split("## kitchen")[0]
+    assert "not run" in before and "not run" not in fresh
     assert (tmp_path / "results-kitchen.png").stat().st_size > 5000
     assert (tmp_path / "results-judges.png").exists()
 
