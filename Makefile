@@ -28,8 +28,9 @@ test: $(STAMP)
 test-ppo: $(PPO_STAMP)
 	OMP_NUM_THREADS=1 .venv-ppo/bin/python -m pytest -n 2 --reaching trl_mise._trl
 
+# ARGS: more arguments for pytest.
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

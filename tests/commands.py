@@ -90,7 +90,7 @@ COMMANDS: Mapping[str, Entry] = {
     "make setup": Make("python -m pip install"),
     "make test": Continuous(),
     "make test-dist": Continuous(),
-    "make test-slow": Continuous(),
+    "make test-slow": Make("python -m pytest -m slow"),
     "make test-ppo": Continuous(),
     "pip install": NAMED,
     'pip install "trl-mise[calibration]"': INSTALLS,
