@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ANYTHING = ("importlib", "multiprocessing", "runpy", "subprocess", "trl", "trl_mise")
-"""Whoever imports one of these may run what no import says (`from trl_mise import X` looks X up when asked for it)."""
+DYNAMIC = ("import_module", "__import__", "importorskip")
+ANYTHING = ("importlib", "multiprocessing", "runpy", "subprocess", "trl")
+"""Whoever imports these, or from these, may run what no import says."""
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -28,7 +29,7 @@ def imports(node: ast.AST, package: str) -> Iterator[tuple[int, str]]:
             yield child.lineno, source
             # `from trl_mise import types` names a module too; a name that is none is in no layer and does no harm
             yield from ((child.lineno, f"{source}.{alias.name}") for alias in child.names)
-        elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith(("import_module", "__import__")):
+        elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith(DYNAMIC):
             if child.args and isinstance(child.args[0], ast.Constant):
                 yield child.lineno, str(child.args[0].value)
         elif is_type_checking(child):
@@ -39,7 +40,8 @@ def imports(node: ast.AST, package: str) -> Iterator[tuple[int, str]]:
 def reaches(test_file: Path, target: str) -> bool:
     """Whether the file imports the module `target` of this project, directly or by way of others; or may, unseen."""
     found = _reached(test_file)
-    return target in found or any(name in found for name in ANYTHING)
+    # `from trl_mise import X` looks X up when it is asked for.
+    return not found.isdisjoint({target, "trl_mise"}) or any(name.split(".")[0] in ANYTHING for name in found)
 
 
 @cache
@@ -51,10 +53,11 @@ def _reached(test_file: Path) -> frozenset[str]:
         is_ours = ROOT / "trl_mise" in file.parents  # what our own modules may run has tests that may run anything
         package = ".".join(file.relative_to(ROOT).parts[:-1])
         for _, name in imports(ast.parse(file.read_text(encoding="utf-8"), filename=str(file)), package):
-            if name in found or (is_ours and name in ANYTHING):
+            source = source_of(name)
+            if name in found or (is_ours and (source is None or name == "trl_mise")):
                 continue
             found.add(name)
-            if (source := source_of(name)) is not None:
+            if source is not None:
                 waiting.append(source)
     return frozenset(found)
 

@@ -25,7 +25,7 @@ from trl_mise.chat import ChatFormat
 from trl_mise.completions import CompletionEpisodes
 from trl_mise.envs.adapters import as_trl_environment, format_tool_call
 from trl_mise.envs.kitchen import expert_action, make_tasks
-from trl_mise.grpo import group_spread, token_advantages, without_rounding
+from trl_mise.group_advantages import group_spread, silent_completions, token_advantages
 from trl_mise.hindsight import HindsightReward
 from trl_mise.types import StepCredit
 
@@ -152,27 +152,38 @@ def test_what_the_gate_hears_does_not_depend_on_who_has_which_groups() -> None:
     assert heard([0, 1]) + heard([2, 3]) == heard([0, 1, 2, 3]) == pytest.approx([0.7, 0.7, 0.0, 0.0])
 
 
-@pytest.mark.parametrize("size", [3, 6, 8])
-@pytest.mark.parametrize("scale_rewards", ["group", "none"])
-def test_a_group_that_differs_by_rounding_only_has_no_advantages(size: int, scale_rewards: str) -> None:
-    """TRL's formula, in float32."""
-    values = torch.arange(1, 20) / 20.0
-    returns = values.repeat_interleave(size).view(-1, size)
-    returns[-1, 0] = 0.94  # for 0.95: small, but no rounding
+@pytest.mark.parametrize("size", [3, 6, 8, 12, 16])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 73.3])
+def test_a_group_that_differs_by_rounding_only_is_silent(size: int, scale: float) -> None:
+    values = torch.arange(1, 100) * (scale / 100)
+    rewards = values.repeat_interleave(size).view(-1, size)  # float32, as TRL has them
+    off_by_one = torch.nextafter(rewards, rewards + 1)
+    rewards[::2, 0] = off_by_one[::2, 0]
+    advantages = (rewards - rewards.mean(dim=1, keepdim=True)) / (rewards.std(dim=1, keepdim=True) + 1e-4)
+    assert bool((advantages != 0).any())  # what TRL makes of it
+    rewards[-1, 0] += 1e-3 * scale  # small, but no rounding
+    silent = silent_completions(rewards.double().numpy().reshape(-1, 1), np.ones(1), size)
+    assert silent.tolist() == [True] * (98 * size) + [False] * size
 
-    advantages = returns - returns.mean(dim=1, keepdim=True)
-    if scale_rewards == "group":
-        advantages = advantages / (returns.std(dim=1, keepdim=True) + 1e-4)
-    found = without_rounding(advantages.flatten(), scale_rewards).view(-1, size)
-    assert bool((advantages[:-1] != 0).any()) and not found[:-1].any()
-    assert torch.equal(found[-1], advantages[-1])
+
+def test_silence_with_several_rewards_is_that_of_their_sum_or_of_each() -> None:
+    nan = np.nan
+    rewards = np.array(
+        [[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [2.0, nan], [nan, nan], [1.0, 1.0], [nan, nan], [nan, nan]], dtype=float
+    )
+    by_sum = silent_completions(rewards, np.array([1.0, 1.0]), 2)
+    assert by_sum.tolist() == [True, True, False, False, True, True, True, True]
+    each = silent_completions(rewards, np.array([1.0, 1.0]), 2, by_reward=True)
+    assert each.tolist() == [False, False, True, True, True, True, True, True]
+    assert silent_completions(rewards, np.array([1.0, 0.0]), 2).tolist() == [False, False] + [True] * 6
 
 
 def test_a_unit_of_praise_is_worth_the_spread_of_its_group() -> None:
-    """None where the group is silent, unless all are."""
-    found = group_spread(np.array([1.5, -0.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0, 0.2, -0.2, 0.2, -0.2]), 4)
-    assert found.tolist() == pytest.approx([1.0] * 4 + [0.0] * 4 + [0.2 * (4 / 3) ** 0.5] * 4)
-    assert group_spread(np.zeros(4), 2).tolist() == [1.0] * 4
+    """None where the group is silent, unless all are; completions that are no episodes do not count."""
+    found = group_spread(np.array([1.5, -0.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0, 0.2, -0.2, np.nan, np.nan]), 4)
+    assert found.tolist() == pytest.approx([1.0] * 4 + [0.0] * 4 + [0.2 * 2**0.5] * 4)
+    assert group_spread(np.array([1.0, np.nan, np.nan, np.nan]), 2).tolist() == [0.0] * 4
+    assert group_spread(np.array([0.0, 0.0, np.nan, np.nan]), 2).tolist() == [1.0] * 4
 
 
 # The trainer

@@ -9,13 +9,14 @@ from trainer_fakes import largest_difference, make_policy, weights
 from two_processes_grpo import TOKENIZER, trainer_of
 
 
-def test_two_are_as_good_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_generations", [4, 8], ids=["a group on each", "one group on both"])
+def test_two_are_as_good_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_generations: int) -> None:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    one = trainer_of(tmp_path / "one", 8)
+    one = trainer_of(tmp_path / "one", 8, num_generations)
     one.train()
-    first, second = left_by_both("two_processes_grpo.py", tmp_path / "two")
+    first, second = left_by_both("two_processes_grpo.py", tmp_path / "two", str(num_generations))
     assert first["world"] == second["world"] == 2
     assert largest_difference(first["weights"], second["weights"]) == 0.0
     assert largest_difference(weights(make_policy(TOKENIZER)), weights(one.policy)) > 1e-2
@@ -25,6 +26,12 @@ def test_two_are_as_good_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         name: [json.loads(line) for line in (tmp_path / name / "trajectories.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     }
+    if num_generations == 4:  # in one of the batches a group is silent beside one that speaks
+        earned = [
+            {round(sum(t["reward"] for t in r["turns"]), 3) for r in records["one"] if r["update"] == update}
+            for update in (1, 2, 3)
+        ]
+        assert {0.0, 0.7, 1.0} in earned
     for update in (1, 2, 3):
         told = [
             sorted(

@@ -23,9 +23,9 @@ def run(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def left_by_both(script: str, folder: Path) -> list[dict[str, Any]]:
+def left_by_both(script: str, folder: Path, *arguments: str) -> list[dict[str, Any]]:
     """What the two have saved in the folder, once both have ended well."""
-    done = run(script, str(folder))
+    done = run(script, str(folder), *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return saved(folder)
 

@@ -1,6 +1,6 @@
 """What each of two processes does; run by torchrun from `test_grpo_two_processes.py`.
 
-torchrun --standalone --nproc_per_node 2 two_processes_grpo.py FOLDER
+torchrun --standalone --nproc_per_node 2 two_processes_grpo.py FOLDER NUM_GENERATIONS
 """
 
 import sys
@@ -21,15 +21,17 @@ ANSWERS = ["a b .", "a . 1 2", "0 1 more", "c d . a <|end|>"]
 def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
     """Completions by prompt and place in the group: the same, however the groups are shared out."""
     said: dict[str, int] = {}
-    rows = []
+    rows, won = [], []
     for prompt in prompts:
         place = said[prompt] = said.get(prompt, -1) + 1
         rows.append(TOKENIZER(ANSWERS[(place + int(prompt[-1])) % 4])["input_ids"])
+        # All the same for half of the prompts: their groups are silent.
+        won.append(float(sum(map(int, rows[-1])) % 2) if int(prompt[-1]) % 2 else 0.7)
     return {
         "prompt_ids": [TOKENIZER(prompt)["input_ids"] for prompt in prompts],
         "completion_ids": rows,
         "logprobs": [[-1.0] * len(row) for row in rows],
-        "won": [float(sum(map(int, row)) % 2) for row in rows],
+        "won": won,
     }
 
 
@@ -37,11 +39,13 @@ def won(won: list[float], **kwargs: Any) -> list[float]:
     return won
 
 
-def trainer_of(folder: Path, completions: int, **overrides: Any) -> Any:
+def trainer_of(folder: Path, completions: int, num_generations: int, **overrides: Any) -> Any:
     """Three batches of 8 completions, two iterations on each; `completions` of them on each process."""
     args = config(
         folder,
         per_device_train_batch_size=completions,
+        num_generations=num_generations,
+        scale_rewards="none",
         steps_per_generation=1,
         num_iterations=2,
         **overrides,
@@ -49,9 +53,9 @@ def trainer_of(folder: Path, completions: int, **overrides: Any) -> Any:
     return make(MISEGRPOTrainer, args, rollout_func=rollout, reward_funcs=won)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, num_generations: int) -> None:
     torch.set_num_threads(1)
-    trainer = trainer_of(folder, 4, ddp_backend="gloo")
+    trainer = trainer_of(folder, 4, num_generations, ddp_backend="gloo")
     trainer.train()
     left = {
         "weights": weights(trainer.policy),
@@ -62,4 +66,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from .callback import (
 from .card_texts import PAPER
 from .chat import ChatFormat, PlainFormat, PromptFormat
 from .completions import CompletionEpisodes, completion_episodes
+from .group_advantages import TokenAdvantages, group_spread, silent_completions, token_advantages
 from .grpo_config import MISEGRPOConfig
 from .heads import eval_mode, keep_four_bit_layout
 from .hindsight import HindsightReward, NonFiniteVerdicts, coef_of
@@ -43,102 +43,11 @@ from .sharding import gathered
 from .single_turn import StepCutter
 from .trackers import track_episodes
 from .trajectory_log import EPISODES_NAME, TrajectoryLog
-from .types import HindsightScores, StepCredit
+from .types import HindsightScores
 
 GRPOTrainer: Any = grpo_classes()[1]
 
 HINDSIGHT_STATE_NAME = "hindsight_state.json"
-
-ROUNDING = 1e-7
-"""Of a return in [0, 1], in float32."""
-TRL_EPSILON = 1e-4
-"""What GRPOTrainer adds to the spread of a group's returns before it divides by it."""
-
-
-@dataclass(frozen=True)
-class TokenAdvantages:
-    """Per-token advantages of a batch of completions.
-
-    Args:
-        advantages (`Tensor`): `(B, C)`.
-        agreement (`np.ndarray`): `(N,)` mean_t A_n n_nt of each episode, see [`AgreementGate`]; 0 throughout, which
-            is no evidence to it, where all groups of all processes earn the same.
-        shaping_share (`float`): how much of what the steps get is praise or blame.
-        credit ([`StepCredit`]): the advantages of the N episodes by steps.
-    """
-
-    advantages: Tensor
-    agreement: np.ndarray
-    shaping_share: float
-    credit: StepCredit
-
-
-def without_rounding(group_advantages: Tensor, scale_rewards: str) -> Tensor:
-    """`(B,)` advantages, exactly 0 where the returns of a group differ by rounding only.
-
-    Eight returns of 0.7 miss their mean by 6e-8, which TRL divides by their spread, 0 but for an epsilon of 1e-4.
-    Taken for a difference, that would be a group in which the environment speaks.
-
-    Args:
-        scale_rewards (`"group"`, `"batch"` or `"none"`): what TRL divided by; returns are in [0, 1], as calibration
-            asks for.
-    """
-    largest = ROUNDING if scale_rewards == "none" else ROUNDING / TRL_EPSILON
-    return torch.where(group_advantages.abs() > largest, group_advantages, 0.0)
-
-
-def group_spread(group_advantages: np.ndarray, num_generations: int) -> np.ndarray:
-    """What a unit of praise is worth to each completion: the spread of its group's advantages, `(B,)`.
-
-    A group whose completions all earn the same is to GRPO what such a batch is to PPO: nothing in it contradicts the
-    judge. So there is no praise in it, unless the whole batch is like that and praise is all there is (then 1; whether
-    it may lead is for [`Patience`] to say).
-
-    Args:
-        group_advantages (`np.ndarray`): `(B,)` of all processes, group after group; see [`without_rounding`].
-    """
-    if not group_advantages.any():
-        return np.ones(len(group_advantages))
-    return group_advantages.reshape(-1, num_generations).std(axis=1, ddof=1).repeat(num_generations)
-
-
-def token_advantages(
-    group_advantages: Tensor,
-    episodes: CompletionEpisodes,
-    step_scores: Sequence[np.ndarray],
-    *,
-    spread: np.ndarray,
-    coef: float,
-    gate: float,
-) -> TokenAdvantages:
-    """Hindsight scores beside GRPO's advantages: `A_bt = A_b + gate * coef * s_b * n_t` at every token of step t.
-
-    A_b is what GRPO makes of the returns: the same for all tokens of a completion. n_t has unit spread and mean 0, so
-    that `coef` weighs the two as in PPO (placement `"advantage"`, docs/method.md).
-
-    Args:
-        group_advantages (`Tensor`): `(B,)`.
-        episodes ([`CompletionEpisodes`]): N of the B completions.
-        step_scores (`Sequence[np.ndarray]`): n_t, one array `(T_n,)` per episode.
-        spread (`np.ndarray`): `(B,)` s_b, see [`group_spread`].
-        coef (`float`): alpha.
-        gate (`float`): in [0, 1], how much of alpha is let through.
-    """
-    of_episodes = group_advantages.double().cpu().numpy()[episodes.rows]
-    agreement = np.array([a * n.mean() for a, n in zip(of_episodes, step_scores, strict=True)])
-    worth = gate * coef * spread[episodes.rows]
-    shaping = tuple(w * np.asarray(n, dtype=np.float64) for w, n in zip(worth, step_scores, strict=True))
-    praise = episodes.per_token(shaping)  # (B, C)
-    sampled = episodes.step_of_token >= 0
-    environment = group_advantages[:, None].expand_as(praise) * sampled
-    total = float(praise.abs().sum() + environment.abs().sum())
-    credit = StepCredit(shaping, tuple(a + s for a, s in zip(of_episodes, shaping, strict=True)))
-    return TokenAdvantages(
-        advantages=group_advantages[:, None] + praise.to(group_advantages.dtype),
-        agreement=agreement,
-        shaping_share=float(praise.abs().sum()) / total if total > 0 else 0.0,
-        credit=credit,
-    )
 
 
 class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
@@ -204,6 +113,7 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         )
         self._pending: UpdateRecord | None = None
         self._num_batches = 0
+        self._rewards = np.zeros((0, 0))  # (all, F)
         self._returns: list[float] = []
         self._log_file: TrajectoryLog | None = None
         self._log_bytes: int | None = None
@@ -299,6 +209,7 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # (all, F)
         start = self.accelerator.process_index * len(prompts)
+        self._rewards = rewards.double().cpu().numpy()
         own = rewards[start : start + len(prompts)]
         weighted = own * self.reward_weights.to(own.device)
         returns = torch.where(own.isnan().all(dim=1), torch.nan, weighted.nansum(dim=1))
@@ -375,19 +286,25 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         """Normalised scores beside GRPO's advantages; see [`token_advantages`]."""
         hindsight = self.hindsight
         step_scores = scores.split(hindsight.normalise(scores, partial(numbers_of_all, self.accelerator)))
-        group_advantages = without_rounding(group_advantages, self.scale_rewards)
-        own = group_advantages.double().cpu().numpy()
+        size = len(group_advantages)
+        mine = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
+        silent = silent_completions(
+            self._rewards,
+            self.reward_weights.double().cpu().numpy(),
+            self.num_generations,
+            by_reward=self.multi_objective_aggregation == "normalize_then_sum",
+        )
+        group_advantages = group_advantages.masked_fill(
+            torch.as_tensor(silent[mine], device=group_advantages.device), 0
+        )
+        own = np.full(len(group_advantages), np.nan)
+        own[episodes.rows] = group_advantages.double().cpu().numpy()[episodes.rows]
         of_all = numbers_of_all(self.accelerator, own)
         if hindsight.patience is not None:
-            hindsight.patience.hear(numbers_of_all(self.accelerator, own[episodes.rows]))
-        start = self.accelerator.process_index * len(own)
+            hindsight.patience.hear(of_all[~np.isnan(of_all)])
+        spread = group_spread(of_all, self.num_generations)[mine]
         return token_advantages(
-            group_advantages,
-            episodes,
-            step_scores,
-            spread=group_spread(of_all, self.num_generations)[start : start + len(own)],
-            coef=hindsight.coef,
-            gate=hindsight.let_through,
+            group_advantages, episodes, step_scores, spread=spread, coef=hindsight.coef, gate=hindsight.let_through
         )
 
     # The end of a batch: calibration, log

@@ -66,8 +66,8 @@ def page(runs: dict[str, Runs], searches: dict[str, Runs], fresh: Runs) -> str:
         "few too narrow), **worst** the AUC of the worst seed, **/ sparse** the least ratio of AUCs of a pair of the",
         "same seed. All arms of a task start from the same weights (but for what machines round differently) and",
         "share PPO settings and episodes. The policies are those of [`README.md`](../README.md#results):",
-        "from-scratch decoders with 0.1M parameters. In the shop and in TextWorld every batch has successes and",
-        "failures, so that patience never holds; those runs may be older.\n",
+        "from-scratch decoders with 0.1M parameters. PPO's runs in the shop and in TextWorld may be from before there",
+        "was patience: every batch there has successes and failures, so that it never holds.\n",
         "## What the default must show\n",
         claims_table(everything),
         "",
@@ -94,7 +94,7 @@ def fresh_section(runs: Runs) -> list[str]:
     return [
         f"## The same on seeds {FRESH_SEEDS.start} to {FRESH_SEEDS.stop - 1}\n",
         "Run once, after every choice was made: that patience should be the default was decided with its rows on",
-        "seeds 0 to 5 in view. The tables and plots below leave them out. Made by `--suite full`.\n",
+        "seeds 0 to 5 in view. The claims about these arms only; the tables and plots below leave the runs out.\n",
         claims_table(runs, [claim for claim in CLAIMS if not missing_for(claim, areas)]),
         "",
     ]
