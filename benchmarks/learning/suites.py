@@ -114,11 +114,21 @@ CLAIMS = (
         "summed-shuffled-returns",
         ratio=1.5,
     ),
-    Claim("… at the default's weight: the same", "kitchen-1%-biased", "mise", "shuffled-returns", ratio=1.05),
     Claim(
-        "… with a judge that praises only what is wrong", "kitchen-1%-captured", "mise", "shuffled-returns", ratio=1.05
+        "returns of other episodes lose at the default's weight too",
+        "kitchen-1%-biased",
+        "mise",
+        "shuffled-returns",
+        ratio=1.05,
     ),
-    Claim("… in hindsight", "tasting", "mise", "shuffled-returns", ratio=1.05),
+    Claim(
+        "… with a judge that praises only what is wrong too",
+        "kitchen-1%-captured",
+        "mise",
+        "shuffled-returns",
+        ratio=1.05,
+    ),
+    Claim("… and in hindsight", "tasting", "mise", "shuffled-returns", ratio=1.05),
     Claim(
         "even a judge that praises only what is wrong is no harm",
         "kitchen-1%-captured",
@@ -127,7 +137,7 @@ CLAIMS = (
         ratio=0.95,
     ),
     Claim("… patience does it: without, nothing is learned", "kitchen-1%-captured", "mise", "impatient", ratio=1.5),
-    Claim("… nor to GRPO", "kitchen-1%-captured", "mise-grpo", "grpo", ratio=0.95),
+    Claim("… nor is it to GRPO", "kitchen-1%-captured", "mise-grpo", "grpo", ratio=0.95),
     Claim(
         "… GRPO as well: without patience, nothing",
         "kitchen-1%-captured",
@@ -183,6 +193,7 @@ FRESH: list[Cell] = [
     *_cells(["kitchen-1%-biased"], _MAIN, FRESH_SEEDS),
     *_cells(["tasting"], (*_MAIN, "grpo", "mise-grpo", "prefix", "shuffled-steps"), FRESH_SEEDS),
     *_cells(["kitchen-1%-captured"], (*_MAIN, "grpo", "mise-grpo"), FRESH_SEEDS),
+    *_cells(["kitchen-1%-biased", "kitchen-1%-captured", "tasting"], ("shuffled-returns",), FRESH_SEEDS),
 ]
 
 # In the order of what a reader asks first: a suite that is cut off has the headline rows.
