@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
 from trl_mise.cache import CACHE_VARIABLE
 from trl_mise.chat import ChatFormat
@@ -309,6 +310,22 @@ class TestCache:
         with pytest.raises(OSError, match="disk full"):
             cached(SMALL_BASE)
         assert list((tmp_path / "cache").iterdir()) == []
+
+    def test_a_process_that_transformers_lets_write_nothing(self, monkeypatch):
+        """Not the first of several: its result may be the one that is kept, so it must be whole."""
+        built, _ = SMALL_BASE.build()
+        monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", lambda *args, **kwargs: None)
+        model, _ = cached(SMALL_BASE)
+        assert torch.equal(weights(built), weights(model)) and model.config.tie_word_embeddings
+        assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+
+    def test_what_has_no_weights_is_built_anew(self):
+        """Such folders were left by earlier versions."""
+        folder = cache_path(SMALL_BASE)
+        build_tokenizer(WORDS).save_pretrained(folder)
+        model, _ = cached(SMALL_BASE)
+        assert torch.equal(weights(SMALL_BASE.build()[0]), weights(model))
+        assert list(folder.parent.iterdir()) == [folder]
 
     def test_a_process_that_was_faster_wins(self, monkeypatch):
         """Two processes that build at once: the second finds the place taken, and takes what is there."""

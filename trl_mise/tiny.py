@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import safetensors.torch
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import PreTokenizer, Split, WhitespaceSplit
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .cache import cache_root, staged
 from .chat import ChatFormat
@@ -147,7 +149,7 @@ def cached(
         progress ([`Progress`], *optional*): passed to the recipe where it has to build.
     """
     folder = cache_path(recipe, cache_dir)
-    if not folder.is_dir():
+    if not _is_whole(folder):
         model, tokenizer = recipe.build(progress)
         _save(folder, recipe, model, tokenizer)
     # What was just built is loaded too: the first run and the second get the very same thing.
@@ -165,15 +167,24 @@ def _describe(recipe: Recipe) -> str:
     return json.dumps({"recipe": type(recipe).__name__, "version": FORMAT_VERSION, **fields}, sort_keys=True)
 
 
+def _is_whole(folder: Path) -> bool:
+    return (folder / SAFE_WEIGHTS_NAME).is_file()
+
+
 def _save(folder: Path, recipe: Recipe, model: Any, tokenizer: Any) -> None:
     """All or nothing."""
     try:
-        with staged(folder, folder.is_dir) as staging:
+        with staged(folder, lambda: _is_whole(folder)) as staging:
             model.save_pretrained(staging)
+            if not _is_whole(staging):
+                # Of several processes transformers lets the first one alone write a model. Here every one writes what
+                # it has built, and the fastest one's is kept.
+                safetensors.torch.save_model(model, str(staging / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+                model.config.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
             (staging / "recipe.json").write_text(_describe(recipe) + "\n", encoding="utf-8")
     except OSError:
-        if not folder.is_dir():  # otherwise another process was faster, with the same result
+        if not _is_whole(folder):  # otherwise another process was faster, with the same result
             raise
 
 
