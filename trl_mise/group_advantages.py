@@ -1,4 +1,4 @@
-"""What GRPO's completions get: the advantages of their groups, and praise in units of them. numpy and torch only."""
+"""What GRPO's completions get: the advantages of their groups, and praise in units of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from .calibration import RETURN_TOLERANCE
 from .completions import CompletionEpisodes
+from .patience import all_equal
 from .types import StepCredit
 
 
@@ -49,11 +49,7 @@ def silent_completions(
         unscored = np.isnan(outcomes).all(axis=1, keepdims=True)
         outcomes = np.where(unscored, np.nan, np.nansum(outcomes, axis=1, keepdims=True))
     groups = outcomes.reshape(-1, num_generations, outcomes.shape[1])
-    known = ~np.isnan(groups)
-    range_ = np.where(known, groups, -np.inf).max(axis=1) - np.where(known, groups, np.inf).min(axis=1)
-    largest = np.where(known, np.abs(groups), 0.0).max(axis=1)
-    silent: np.ndarray = (range_ <= RETURN_TOLERANCE * largest).all(axis=1)
-    return silent.repeat(num_generations)
+    return all_equal(groups, axis=1).all(axis=1).repeat(num_generations)
 
 
 def group_spread(group_advantages: np.ndarray, num_generations: int) -> np.ndarray:

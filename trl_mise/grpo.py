@@ -297,7 +297,7 @@ class MISEGRPOTrainer(PublishingTrainer, GRPOTrainer):
         group_advantages = group_advantages.masked_fill(
             torch.as_tensor(silent[mine], device=group_advantages.device), 0
         )
-        own = np.full(len(group_advantages), np.nan)
+        own = np.full(size, np.nan)
         own[episodes.rows] = group_advantages.double().cpu().numpy()[episodes.rows]
         of_all = numbers_of_all(self.accelerator, own)
         if hindsight.patience is not None:

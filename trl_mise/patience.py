@@ -16,6 +16,16 @@ DEFAULT_PATIENCE = 256
 """Episodes: above a success rate of 3 / 256, about 1%, the environment leads."""
 
 
+def all_equal(outcomes: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Whether the numbers along the axis are the same, but for rounding; NaN stands for none, and none at all are."""
+    known = ~np.isnan(outcomes)
+    most = np.where(known, outcomes, -np.inf).max(axis=axis, initial=-np.inf)
+    least = np.where(known, outcomes, np.inf).min(axis=axis, initial=np.inf)
+    largest = np.where(known, np.abs(outcomes), 0.0).max(axis=axis, initial=0.0)
+    equal: np.ndarray = most - least <= RETURN_TOLERANCE * largest
+    return equal
+
+
 class Patience:
     """Praise may lead only where N episodes in a row were silent.
 
@@ -51,8 +61,7 @@ class Patience:
         outcomes = np.asarray(outcomes, dtype=np.float64)
         if not np.isfinite(outcomes).all():
             raise ValueError("returns must be finite; leave out episodes without one")
-        speaks = len(outcomes) > 0 and np.ptp(outcomes) > RETURN_TOLERANCE * np.abs(outcomes).max()
-        self._silent = 0 if speaks else self._silent + len(outcomes)
+        self._silent = self._silent + len(outcomes) if all_equal(outcomes) else 0
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""

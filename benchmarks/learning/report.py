@@ -53,14 +53,15 @@ def main() -> None:
 
 def page(runs: dict[str, Runs], searches: dict[str, Runs], fresh: Runs) -> str:
     """The text of `docs/results.md`."""
-    everything = [run for of_task in runs.values() for run in of_task]
-    hours = sum(run["seconds"] for run in [*everything, *fresh]) / 3600
-    machines = sorted({run["machine"] for run in [*everything, *fresh]})
+    shown = [run for of_task in runs.values() for run in of_task]
+    everything = [*shown, *fresh]
+    hours = sum(run["seconds"] for run in everything) / 3600
+    machines = sorted({run["machine"] for run in everything})
     parts = [
         "# Results\n",
         "Written by `python -m benchmarks.learning.report` from `benchmarks/results/learning/*.jsonl`, which",
         "`python -m benchmarks.learning --suite full` fills. Do not edit.\n",
-        f"{len(everything) + len(fresh)} runs, {hours:.1f} hours of one core each, on {', '.join(machines)}.",
+        f"{len(everything)} runs, {hours:.1f} hours of one core each, on {', '.join(machines)}.",
         "Success is that of the *sampled training episodes*: **AUC** is its mean over a run, **final** over the",
         "last 10 updates, both averaged over seeds; **95%** is a bootstrap band of the mean AUC over seeds (with so",
         "few too narrow), **worst** the AUC of the worst seed, **/ sparse** the least ratio of AUCs of a pair of the",
@@ -69,7 +70,7 @@ def page(runs: dict[str, Runs], searches: dict[str, Runs], fresh: Runs) -> str:
         "from-scratch decoders with 0.1M parameters. PPO's runs in the shop and in TextWorld may be from before there",
         "was patience: every batch there has successes and failures, so that it never holds.\n",
         "## What the default must show\n",
-        claims_table(everything),
+        claims_table(shown),
         "",
         *fresh_section(fresh),
     ]
